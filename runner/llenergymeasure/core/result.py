@@ -1,0 +1,349 @@
+"""The record of one experiment and of a study: quantities carry their unit, null means not measured, with a reason."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llenergymeasure.core.verdict import Verdict
+
+SCHEMA_VERSION = "2.0"
+
+
+class _Record(BaseModel):
+    """Frozen; keys that a newer version wrote are ignored, missing ones are None."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False)
+
+    def to_json(self) -> str:
+        """JSON text with an indent of 2; `from_json` gives back an equal object."""
+        return self.model_dump_json(indent=2)
+
+    @classmethod
+    def from_json(cls, source: str | bytes | Path) -> Self:
+        """Read JSON text, or the file at a Path; raises pydantic.ValidationError."""
+        return cls.model_validate_json(source.read_bytes() if isinstance(source, Path) else source)
+
+
+class Phase(_Record):
+    """One phase of the experiment; seconds from the start of the process' work."""
+
+    start_s: float
+    end_s: float
+
+
+class LatencyStatistics(_Record):
+    """Latencies in ms; `mode` says what one sample is (per_request_batch: one batch of requests)."""
+
+    mode: Literal["true_streaming", "per_request_batch", "proportional_estimate"]
+    samples: int
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    min_ms: float
+    max_ms: float
+
+
+class EnergyBreakdown(_Record):
+    """Joules before and after the idle power is taken off."""
+
+    raw_j: float | None = None
+    adjusted_j: float | None = None
+    baseline_power_w: float | None = None
+    baseline_kind: str | None = None
+    baseline_method: Literal["fresh", "cached", "validated", "unavailable"] = "unavailable"
+    from_cache: bool = False
+    baseline_timestamp: datetime | None = None
+    baseline_cache_age_s: float | None = None
+
+
+class Uncertainty(_Record):
+    """Relative uncertainties of joules per output token, as fractions; the last two are 95 % half-widths.
+
+    `comparison` holds between configurations on this GPU, `absolute` includes the uncalibrated gain of the sensor.
+    """
+
+    edge: float | None = None
+    between_runs: float | None = None
+    between_runs_source: str | None = None
+    comparison: float | None = None
+    absolute: float | None = None
+
+
+class CrossCheck(_Record):
+    """A second reading of the same energy, as ratio to the first; same sensor, so blind to its gain."""
+
+    source: str
+    ratio: float | None = None
+    reason: str | None = None
+
+
+class FlopsResult(_Record):
+    """Floating point operations of the window: 2 x non-embedding parameters x tokens; attention comes on top."""
+
+    value: float | None
+    method: str
+    confidence: Literal["high", "medium", "low"]
+    precision: str
+    attention_flops: float | None = None
+    reason: str | None = None
+
+
+class WarmupResult(_Record):
+    """How the warm-up went; latencies per pass in ms."""
+
+    converged: bool
+    final_cv: float | None
+    iterations_completed: int
+    target_cv: float
+    max_prompts: int
+    latencies_ms: list[float]
+
+
+class ThermalResult(_Record):
+    """Throttling seen in the window; None where no sensor told."""
+
+    detected: bool | None = None
+    sw_power_cap: bool | None = None
+    hw_slowdown: bool | None = None
+    sw_thermal: bool | None = None
+    hw_thermal: bool | None = None
+    power_brake: bool | None = None
+    throttle_duration_s: float | None = None
+    max_temperature_c: float | None = None
+
+
+class GeneratedText(_Record):
+    """One prompt of the window and what came out."""
+
+    request: int
+    prompt: str | None
+    output: str
+
+
+class ExperimentResult(_Record):
+    """Everything known about one run of one experiment."""
+
+    schema_version: str = SCHEMA_VERSION
+    tool_version: str | None = None
+    experiment_id: str
+    measurement_config_hash: str
+    model: str
+    backend: str
+    backend_version: str | None = None
+    model_revision: str | None = None
+    dataset_sha256: str | None = None
+    effective_config: dict[str, Any] = Field(default_factory=dict)
+    engine_effective: dict[str, Any] = Field(default_factory=dict)
+    parameter_provenance: dict[str, str] = Field(default_factory=dict)
+
+    measurement_methodology: Literal["total", "steady_state", "windowed"]
+    steady_state_window: tuple[float, float] | None = None
+    window_mode: str | None = None
+    phases: dict[str, Phase] = Field(default_factory=dict)
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    requests: int
+    request_input_tokens: list[int] = Field(default_factory=list)
+    request_output_tokens: list[int] = Field(default_factory=list)
+    ignore_eos: bool | None = None
+
+    energy_source: str | None = None
+    energy_kind: str | None = None
+    energy_total_j: float | None = None
+    energy_adjusted_j: float | None = None
+    baseline_power_w: float | None = None
+    energy_per_device_j: dict[str, float] | None = None
+    energy_breakdown: EnergyBreakdown = EnergyBreakdown()
+    energy_per_output_token_j: float | None = None
+    energy_adjusted_per_output_token_j: float | None = None
+    energy_per_total_token_j: float | None = None
+    energy_per_request_j: float | None = None
+    tokens_per_joule: float | None = None
+    tokens_per_second_per_watt: float | None = None
+    mean_power_w: float | None = None
+    host_energy_j: float | None = None
+    uncertainty: Uncertainty = Uncertainty()
+    cross_check: CrossCheck | None = None
+    verdict: Verdict
+
+    duration_s: float
+    tokens_per_second: float
+    total_tokens_per_second: float
+    requests_per_second: float
+    latency: LatencyStatistics | None = None
+    memory_model_mb: float | None = None
+    memory_peak_mb: float | None = None
+    memory_total_mb: float | None = None
+
+    flops: FlopsResult | None = None
+    warmup: WarmupResult | None = None
+    warmup_excluded_samples: int = 0
+    thermal: ThermalResult = ThermalResult()
+
+    environment_snapshot: dict[str, Any] = Field(default_factory=dict)
+    measurement_warnings: list[str] = Field(default_factory=list)
+    reproducibility_notes: list[str] = Field(default_factory=list)
+    null_reasons: dict[str, str] = Field(default_factory=dict)
+    co2_estimate_g: float | None = None
+    timeseries: str | None = None
+    texts: list[GeneratedText] | None = None
+    start_time: datetime
+    end_time: datetime
+    synthetic: bool = False
+    random_weights: bool = False
+
+    def to_parquet(self, path: Path) -> None:
+        """Write the scalar quantities as one row, units in the column names."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist([scalars(self)]), path)
+
+
+def scalars(result: ExperimentResult) -> dict[str, Any]:
+    """The plain quantities of a result as one flat row, nested groups dotted; texts, lists and snapshots left out."""
+    data = json.loads(result.to_json())
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in (
+            "effective_config",
+            "engine_effective",
+            "environment_snapshot",
+            "parameter_provenance",
+            "phases",
+            "null_reasons",
+        ):
+            continue
+        if key == "energy_per_device_j":
+            continue
+        if isinstance(value, dict):
+            flat.update({f"{key}.{k}": v for k, v in value.items() if not isinstance(v, dict | list)})
+        elif not isinstance(value, list):
+            flat[key] = value
+    return flat
+
+
+class Statistic(_Record):
+    """A quantity over cycles: mean, standard deviation s, n, and the half-width of the 95 % t-interval."""
+
+    mean: float
+    s: float | None = None
+    n: int
+    half_width_95: float | None = None
+
+
+class ExperimentStatistics(_Record):
+    """One experiment over its cycles."""
+
+    config_hash: str
+    summary: str
+    cycles_completed: int
+    verdicts: dict[str, int]
+    statistics: dict[str, Statistic]
+
+
+class FailedRun(_Record):
+    """A run without a result."""
+
+    index: int
+    cycle: int
+    config_hash: str
+    summary: str
+    error_type: str | None = None
+    error_message: str | None = None
+
+
+class StudyResult(_Record):
+    """What came of a study; `result_files` are paths relative to the study's folder, as are all paths here."""
+
+    schema_version: str = SCHEMA_VERSION
+    name: str
+    study_design_hash: str
+    directory: str | None = None
+    measurement_protocol: dict[str, Any] = Field(default_factory=dict)
+    result_files: list[str] = Field(default_factory=list)
+    summary: dict[str, int] = Field(default_factory=dict)
+    experiments: list[ExperimentStatistics] = Field(default_factory=list)
+    skipped: list[dict[str, Any]] = Field(default_factory=list)
+    failed: list[FailedRun] = Field(default_factory=list)
+
+
+STATISTICS_OVER = (
+    "energy_per_output_token_j",
+    "energy_adjusted_per_output_token_j",
+    "tokens_per_second",
+    "mean_power_w",
+    "duration_s",
+)
+
+# Two-sided 95 % points of Student's t for 1...30 degrees of freedom (NIST/SEMATECH e-Handbook, table 1.3.6.7.2).
+# fmt: off
+_T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)
+# fmt: on
+
+
+def statistic(values: Sequence[float]) -> Statistic | None:
+    """Mean, s and 95 % t-interval of repeated runs; None without values, no interval below two."""
+    if not values:
+        return None
+    n, mean = len(values), fmean(values)
+    if n < 2:
+        return Statistic(mean=mean, n=n)
+    s = stdev(values)
+    t = _T_975[n - 2] if n - 2 < len(_T_975) else 1.96 + 2.4 / (n - 1)  # within 0.1 % of the exact points
+    return Statistic(mean=mean, s=s, n=n, half_width_95=t * s / math.sqrt(n))
+
+
+def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResult]) -> ExperimentStatistics:
+    """Statistics of one experiment's results, one per cycle."""
+    found = list(results)
+    verdicts: dict[str, int] = {}
+    for result in found:
+        verdicts[result.verdict.state] = verdicts.get(result.verdict.state, 0) + 1
+    columns = {k: [v for r in found if (v := getattr(r, k)) is not None] for k in STATISTICS_OVER}
+    return ExperimentStatistics(
+        config_hash=config_hash,
+        summary=summary,
+        cycles_completed=len(found),
+        verdicts=verdicts,
+        statistics={k: s for k, v in columns.items() if (s := statistic(v)) is not None},
+    )
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Percentile of sorted values by linear interpolation between ranks (numpy's default)."""
+    position = share * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def latency_statistics(values_ms: Sequence[float]) -> LatencyStatistics | None:
+    """Statistics of batch latencies; None without any."""
+    if not values_ms:
+        return None
+    ordered = sorted(values_ms)
+    return LatencyStatistics(
+        mode="per_request_batch",
+        samples=len(ordered),
+        mean_ms=fmean(ordered),
+        p50_ms=percentile(ordered, 0.50),
+        p90_ms=percentile(ordered, 0.90),
+        p95_ms=percentile(ordered, 0.95),
+        p99_ms=percentile(ordered, 0.99),
+        min_ms=ordered[0],
+        max_ms=ordered[-1],
+    )

@@ -1,0 +1,106 @@
+"""A pretended counter with known truth: constant power inside a window, another power in idle windows.
+
+Its ticks go through the same EnergySeries as those of a real counter; results carry `synthetic: true`.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import BaseModel, Field
+
+from llenergymeasure.core.contracts import Availability, Device, EnergyRecord, Reading
+from llenergymeasure.core.energy_series import EnergySeries, Tick, device_energy
+from llenergymeasure.core.errors import MeasurementError
+from llenergymeasure.core.sections import Float, Int, Part
+
+NAME = "simulated"
+SIMULATED_UUID = "GPU-simulated-0"
+
+
+class Settings(Part):
+    """The script that the pretended sensor plays."""
+
+    load_power_w: Float = Field(300.0, ge=0, description="Power while the model works, W.")
+    idle_power_w: Float = Field(80.0, ge=0, description="Power in an idle window (baseline), W.")
+    tick_ms: Int = Field(100, ge=1, le=1000, description="Period of the pretended counter, ms.")
+
+
+class Source:
+    """The pretended counter of one device."""
+
+    NAME: ClassVar[str] = NAME
+    KIND: ClassVar[str] = "simulated"
+
+    def __init__(self, settings: BaseModel | None = None) -> None:
+        self._settings = settings if isinstance(settings, Settings) else Settings()
+        self._start_s = 0.0
+        self._open: dict[str, float] = {}
+        self._windows: dict[str, tuple[float, float]] = {}
+        self._idle: list[tuple[float, float]] = []
+        self._devices: tuple[Device, ...] = ()
+        self._interval_s = 0.1
+
+    def availability(self) -> Availability:
+        """Always there, but only by name."""
+        return Availability(ok=True)
+
+    def devices(self) -> tuple[Device, ...]:
+        """One pretended device."""
+        return (Device(index=0, uuid=SIMULATED_UUID, name="simulated"),)
+
+    def start(self, devices: Sequence[Device], *, interval_s: float) -> None:
+        """Begin the script now."""
+        self._devices, self._interval_s = tuple(devices), interval_s
+        self._start_s = time.monotonic()
+
+    def open_window(self, name: str) -> float:
+        """Mark the start of a window."""
+        self._open[name] = time.monotonic()
+        return self._open[name]
+
+    def close_window(self, name: str) -> float:
+        """Mark its end; a window named baseline... played idle power."""
+        if name not in self._open:
+            raise MeasurementError(f"energy window {name!r} was never opened")
+        span = (self._open.pop(name), time.monotonic())
+        self._windows[name] = span
+        if name.startswith("baseline"):
+            self._idle.append(span)
+        return span[1]
+
+    def mean_power_w(self, start_s: float, end_s: float) -> float | None:
+        """Known without looking."""
+        return (self._joules(end_s) - self._joules(start_s)) / (end_s - start_s)
+
+    def stop(self) -> EnergyRecord:
+        """Play the whole script and cut the windows out of it."""
+        tick_s = self._settings.tick_ms / 1e3
+        end_s = time.monotonic() + 6 * tick_s  # a real sampler waits for the ticks behind the last edge, too
+        start_s = self._start_s - 6 * tick_s
+        count = int((end_s - start_s) / tick_s) + 1
+        times = [start_s + i * tick_s for i in range(count)]
+        ticks = [Tick(before_s=t, after_s=t, joules=round(self._joules(t) * 1e3) / 1e3) for t in times]
+        series = {d.uuid: EnergySeries(tuple(ticks), jitter_s=0.0) for d in self._devices}
+        windows = {
+            name: tuple(device_energy(uuid, s, *span) for uuid, s in series.items())
+            for name, span in self._windows.items()
+        }
+        readings = tuple(
+            Reading(t_s=t, gpu_uuid=d.uuid, gpu_index=d.index, power_w=self._power_w(t))
+            for d in self._devices
+            for t in _steps(self._start_s, time.monotonic(), self._interval_s)
+        )
+        return EnergyRecord(windows=windows, readings=readings, series=series)
+
+    def _power_w(self, t_s: float) -> float:
+        idle = any(a <= t_s < b for a, b in self._idle)
+        return self._settings.idle_power_w if idle else self._settings.load_power_w
+
+    def _joules(self, t_s: float) -> float:
+        idle_s = sum(max(0.0, min(t_s, b) - a) for a, b in self._idle)
+        return (t_s - self._start_s - idle_s) * self._settings.load_power_w + idle_s * self._settings.idle_power_w
+
+
+def _steps(start_s: float, end_s: float, step_s: float) -> list[float]:
+    return [start_s + i * step_s for i in range(int((end_s - start_s) / step_s) + 1)]

@@ -1,0 +1,108 @@
+"""Zeus (ML.ENERGY): its windows over the same NVML counter; our own tick series runs beside it as cross-check.
+
+Synchronising CUDA is left to the engine (`sync_execution=False`): the process that measures may not be the one that
+computes. Host energy (RAPL) comes back in a field of its own and is never added to the GPUs'.
+"""
+
+import importlib.util
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+
+from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, EnergyRecord
+from llenergymeasure.core.errors import MeasurementError
+from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, visible_devices
+
+NAME = "zeus"
+AUTO_RANK = 1
+TICK_S = 0.1  # counter period of current data-centre GPUs; Zeus does not interpolate (measurement.md §1, §2)
+
+
+class Source:
+    """Zeus' windows over this run's GPUs."""
+
+    NAME: ClassVar[str] = NAME
+    KIND: ClassVar[str] = "counter"
+
+    def __init__(self, settings: BaseModel | None = None) -> None:
+        del settings
+        self._monitor: Any = None
+        self._sampler: NvmlSampler | None = None
+        self._devices: tuple[Device, ...] = ()
+        self._windows: dict[str, tuple[DeviceEnergy, ...]] = {}
+        self._host_j: float | None = None
+
+    def availability(self) -> Availability:
+        """Needs the library; without a GPU it still reads the host's RAPL counters where there are some."""
+        if importlib.util.find_spec("zeus") is None:
+            return Availability(False, "zeus is not installed", 'pip install "llenergymeasure[zeus]"')
+        return counter_availability() if visible_devices() else Availability(True)
+
+    def devices(self) -> tuple[Device, ...]:
+        """Visible GPUs."""
+        return visible_devices()
+
+    def start(self, devices: Sequence[Device], *, interval_s: float) -> None:
+        """Make the monitor and, if there are GPUs, start our own sampler beside it."""
+        from zeus.monitor import ZeusMonitor
+
+        self._devices = tuple(devices)
+        try:
+            self._monitor = ZeusMonitor(gpu_indices=[d.index for d in devices])
+        except Exception as err:
+            raise MeasurementError(f"zeus cannot start: {type(err).__name__}: {err}") from err
+        if self._devices:
+            self._sampler = NvmlSampler()
+            self._sampler.start(self._devices, interval_s=interval_s)
+
+    def open_window(self, name: str) -> float:
+        """Begin a Zeus window."""
+        self._monitor.begin_window(name, sync_execution=False)
+        return self._sampler.mark() if self._sampler else time.monotonic()
+
+    def close_window(self, name: str) -> float:
+        """End it and keep its joules per device."""
+        try:
+            measured = self._monitor.end_window(name, sync_execution=False)
+        except ValueError as err:
+            raise MeasurementError(f"zeus window {name!r}: {err}") from err
+        spread = TICK_S / (measured.time * math.sqrt(6))
+        found = [self._device(d, measured.gpu_energy, spread) for d in self._devices]
+        self._windows[name] = tuple(found)
+        if name == "window":
+            parts = [*(measured.cpu_energy or {}).values(), *(measured.dram_energy or {}).values()]
+            self._host_j = sum(parts) if parts else None
+        return self._sampler.mark() if self._sampler else time.monotonic()
+
+    def _device(self, device: Device, energy: dict[int, float], spread: float) -> DeviceEnergy:
+        joules = energy.get(device.index)
+        if joules is None:
+            return DeviceEnergy(device.uuid, None, reason=f"zeus gave no energy for GPU {device.index}")
+        return DeviceEnergy(device.uuid, float(joules), spread * float(joules))
+
+    def mean_power_w(self, start_s: float, end_s: float) -> float | None:
+        """From our own series; None without a GPU."""
+        if self._sampler is None:
+            return None
+        parts = [self._sampler.series(d.uuid).between(start_s, end_s).value for d in self._devices]
+        return None if None in parts else sum(p for p in parts if p is not None) / (end_s - start_s)
+
+    def stop(self) -> EnergyRecord:
+        """Give Zeus' windows and our series."""
+        if self._sampler is None:
+            return EnergyRecord(windows=self._windows, host_energy_j=self._host_j)
+        uuids = [d.uuid for d in self._devices]
+        try:
+            self._sampler.wait_for_tail(uuids)
+            self._sampler.stop()
+            series = {u: self._sampler.series(u) for u in uuids}
+            readings = self._sampler.readings()
+        finally:
+            self._sampler.stop()
+            self._sampler.discard()
+        return EnergyRecord(
+            windows=self._windows, readings=readings, series=series, host_energy_j=self._host_j, independent=True
+        )

@@ -1,0 +1,136 @@
+"""Makes configurations of files: experiment files, study files, and the manifests of a cluster.
+
+All three pass through one reader (`yaml_reading`), so a file means the same by `llem run` and by `kubectl apply`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llenergymeasure.core import keys
+from llenergymeasure.core.config import ExperimentConfig, StudyConfig
+from llenergymeasure.core.errors import ConfigError
+from llenergymeasure.core.sweep import deep_merge, expand, is_study, set_path
+from llenergymeasure.yaml_reading import boolean_n, parse_yaml, read_mapping
+
+API_GROUP = "llem.dev/"
+STUDY_CYCLES = 3  # n_cycles of a study file that names none; the CRD's default is the same
+BESIDE_DESIGN = ("name", "base", "execution", "runners", "images", "output")
+_CLUSTER = ("suspend", "retry", "retryEpoch", "template", "results")
+MANIFEST_PARTS: dict[Any, tuple[str, tuple[str, ...]]] = {
+    "EnergyStudy": ("design", ("execution", "parallelism", "suspendPolicy", "retention", *_CLUSTER)),
+    "EnergyExperiment": ("config", ("studyRef", "index", "cycle", "configHash", "deadlines", *_CLUSTER)),
+}
+"""Kinds, the part of `spec` that is a file's body, and the fields beside it (kubernetes.md §1)."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A configuration file as read: its body in study-file form, whether it is a study, and what was ignored."""
+
+    body: dict[str, Any]
+    study: bool
+    source: str
+    notices: tuple[str, ...] = field(default=())
+
+
+def read_document(path: Path) -> Document:
+    """Read a plain experiment or study file, or an EnergyStudy/EnergyExperiment manifest; raises ConfigError."""
+    data = read_mapping(path)
+    if str(data.get("apiVersion", "")).startswith(API_GROUP):
+        return _manifest(data, str(path))
+    body = boolean_n(data, source=str(path))
+    if body.get("base") is not None:
+        body = _with_base(body, path)
+    return Document(body, is_study(body), str(path))
+
+
+def _with_base(body: dict[str, Any], path: Path) -> dict[str, Any]:
+    base_path = path.parent / str(body.pop("base"))
+    base = boolean_n(read_mapping(base_path), source=str(base_path))
+    if "base" in base or is_study(base):
+        raise ConfigError(f"{base_path}: a base must be a plain experiment file (one level, no sweep)")
+    return deep_merge(base, body)
+
+
+def _manifest(data: Mapping[str, Any], source: str) -> Document:
+    """An EnergyStudy's design or an EnergyExperiment's config as a document; the cluster's own fields are ignored."""
+    kind, spec, metadata = data.get("kind"), data.get("spec"), data.get("metadata") or {}
+    if kind not in MANIFEST_PARTS:
+        raise ConfigError(f"{source}: kind: {kind!r} is unknown; valid: {', '.join(MANIFEST_PARTS)}")
+    part, others = MANIFEST_PARTS[kind]
+    if not isinstance(spec, Mapping) or not isinstance(spec.get(part), Mapping):
+        raise ConfigError(f"{source}: spec.{part}: must be a mapping")
+    unknown = [k for k in spec if k not in (part, *others)]
+    found = [f"spec.{k}: unknown key{keys.did_you_mean(str(k), [part, *others])}" for k in unknown]
+    body = boolean_n(spec[part], source=source)
+    found += [
+        f"spec.{part}.{k}: belongs beside design in a manifest, not into it"
+        for k in BESIDE_DESIGN
+        if part == "design" and k in body
+    ]
+    keys.refuse(found, source=source)
+    if part == "design":
+        body |= {"name": metadata.get("name") or "study"}
+        body |= {"execution": spec["execution"]} if spec.get("execution") is not None else {}
+    ignored = [f"spec.{k}" for k in spec if k in others and k != "execution"]
+    notices = (f"{source}: on this machine {', '.join(ignored)} is ignored",) if ignored else ()
+    return Document(body, study=part == "design", source=source, notices=notices)
+
+
+def apply_overrides(document: Document, overrides: Mapping[str, Any]) -> Document:
+    """Lay dotted command-line values over a document; a value for a swept key replaces that axis, with a notice."""
+    body = deep_merge({}, document.body)
+    notices = list(document.notices)
+    sweep = body.get("sweep")
+    for dotted, value in overrides.items():
+        key = dotted.removeprefix("sweep.")
+        if isinstance(sweep, dict) and key in sweep:
+            notices.append(f"{key}: the value from the command line replaces the sweep's {_short(sweep.pop(key))}")
+        set_path(body, key, value)
+    return Document(body, document.study, document.source, tuple(notices))
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:60]
+
+
+def load_experiment_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """Load one experiment; raises ConfigError for the file, pydantic.ValidationError for its values."""
+    document = apply_overrides(read_document(Path(path)), overrides or {})
+    if document.study:
+        raise ConfigError(f"{path}: is a study (it has a sweep or experiments); use run_study")
+    return experiment_from(document)
+
+
+def experiment_from(document: Document) -> ExperimentConfig:
+    """Validate a document as one experiment, all key problems at once."""
+    found = [*keys.experiment_problems(document.body), *keys.credential_problems(document.body)]
+    keys.refuse(found, source=document.source)
+    return ExperimentConfig.model_validate(document.body)
+
+
+def load_study_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+    """Load and expand a study; raises ConfigError for the file, pydantic.ValidationError for its values."""
+    return study_from(apply_overrides(read_document(Path(path)), overrides or {}))
+
+
+def study_from(document: Document) -> StudyConfig:
+    """Expand a document as a study."""
+    if not document.study:
+        raise ConfigError(f"{document.source}: is one experiment; add a sweep or experiments, or use run_experiment")
+    study = expand(document.body, source=document.source, default_cycles=STUDY_CYCLES)
+    return study.model_copy(update={"notices": (*document.notices, *study.notices)})
+
+
+def parse_set(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn `key=value` words into overrides; values are read as YAML, so `8` is a number and `[1, 8]` a list."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--set {pair!r}: write key=value, e.g. --set pytorch.batch_size=8")
+        found[key.strip()] = parse_yaml(text, source=f"--set {key}")
+    return found

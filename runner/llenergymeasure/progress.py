@@ -1,0 +1,71 @@
+"""Shows a study's progress on stderr: a bar on a terminal, a line per run elsewhere."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from llenergymeasure.core.plan import Run
+from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.report import number
+
+
+class Progress:
+    """An observer of a study that draws; `verbose` also writes every event."""
+
+    def __init__(self, total: int, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._quiet, self._verbose = quiet, verbose
+        self._finished, self._total = 0, total
+        self._phase_share = 0.0
+        on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            disable=quiet or not on_terminal,
+            file=sys.stderr,
+            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}] {desc}",
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def run_started(self, run: Run, summary: str, total: int) -> None:
+        """Name the run that begins."""
+        self._bar.set_description_str(summary, refresh=True)
+        self._say(f"[{self._finished + 1}/{total}] {summary} (cycle {run.cycle})", only_plain=True)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Move the bar by phases."""
+        if event.get("event") == "phase" and event.get("total"):
+            self._phase_share = event["done"] / event["total"]
+        self._bar.n = min(self._total, self._finished + self._phase_share)
+        self._bar.set_postfix_str(str(event.get("phase", "")), refresh=False)
+        self._bar.refresh()
+        if self._verbose:
+            self._say(f"  {event.get('t_s', 0):8.2f} s  {event.get('phase')} {event.get('done')}/{event.get('total')}")
+
+    def run_finished(self, run: Run, summary: str, result: ExperimentResult | None, error: str | None) -> None:
+        """Say what came of a run."""
+        self._finished, self._phase_share = self._finished + 1, 0.0
+        self._bar.n = self._finished
+        self._bar.refresh()
+        if result is not None:
+            speed = f"{number(result.tokens_per_second)} tokens/s"
+            energy = result.energy_per_output_token_j
+            shown = f", {number(energy)} J/token" if energy is not None else ""
+            self._say(f"  {summary}: {speed}{shown}, {result.verdict.state}", only_plain=not self._verbose)
+        else:
+            self._say(f"  {summary}: FAILED: {error}")
+
+    def waiting(self, seconds: float) -> None:
+        """Name a gap."""
+        self._bar.set_description_str(f"pause of {seconds:g} s", refresh=True)
+        self._say(f"  pause of {seconds:g} s", only_plain=True)
+
+    def _say(self, text: str, *, only_plain: bool = False) -> None:
+        """Write a line; `only_plain` lines are not needed where a bar shows the same."""
+        if self._quiet or (only_plain and not self._bar.disable):
+            return
+        tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()

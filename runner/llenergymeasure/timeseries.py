@@ -1,0 +1,97 @@
+"""Turns sensor readings and counter series into one row per second and GPU, from window start."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llenergymeasure.core.contracts import Generation, Reading, Window
+from llenergymeasure.core.energy_series import EnergySeries
+
+COLUMNS: dict[str, str] = {
+    "timestamp_s": "float64",
+    "gpu_index": "int32",
+    "gpu_uuid": "string",
+    "power_w": "float64",
+    "power_min_w": "float64",
+    "power_max_w": "float64",
+    "temperature_c": "float64",
+    "memory_used_mb": "float64",
+    "memory_total_mb": "float64",
+    "sm_utilisation_pct": "float64",
+    "sm_clock_mhz": "float64",
+    "mem_clock_mhz": "float64",
+    "throttle_reasons": "int64",
+    "energy_j": "float64",
+    "output_tokens": "int64",
+}
+_MEANS = (
+    "temperature_c",
+    "memory_used_mb",
+    "memory_total_mb",
+    "sm_utilisation_pct",
+    "sm_clock_mhz",
+    "mem_clock_mhz",
+)
+
+
+def rows(
+    window: Window,
+    readings: Sequence[Reading],
+    series: Mapping[str, EnergySeries],
+    generations: Sequence[Generation],
+) -> list[dict[str, Any]]:
+    """One row per started second of the window and GPU; `energy_j` and `output_tokens` are cumulative at its end.
+
+    `output_tokens` counts batches that have ended: a static batch's tokens are not known before.
+    """
+    found: list[dict[str, Any]] = []
+    seconds = int(-(-window.duration_s // 1))
+    devices = sorted({(r.gpu_index, r.gpu_uuid) for r in readings})
+    for second in range(seconds):
+        start_s = window.start_s + second
+        end_s = min(start_s + 1.0, window.end_s)
+        tokens = sum(g.output_tokens for g in generations if g.end_s <= end_s)
+        for index, uuid in devices:
+            inside = [r for r in readings if r.gpu_uuid == uuid and start_s <= r.t_s < end_s]
+            found.append(
+                _row(second, index, uuid, inside)
+                | {"energy_j": _joules(series.get(uuid), window.start_s, end_s), "output_tokens": tokens}
+            )
+    return found
+
+
+def _row(second: int, index: int, uuid: str, inside: Sequence[Reading]) -> dict[str, Any]:
+    powers = [r.power_w for r in inside if r.power_w is not None]
+    reasons = [r.throttle_reasons for r in inside if r.throttle_reasons is not None]
+    bits = 0
+    for value in reasons:
+        bits |= value
+    return {
+        "timestamp_s": float(second),
+        "gpu_index": index,
+        "gpu_uuid": uuid,
+        "power_w": sum(powers) / len(powers) if powers else None,
+        "power_min_w": min(powers, default=None),
+        "power_max_w": max(powers, default=None),
+        **{name: _mean([getattr(r, name) for r in inside]) for name in _MEANS},
+        "throttle_reasons": bits if reasons else None,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _joules(series: EnergySeries | None, start_s: float, end_s: float) -> float | None:
+    """Cumulative energy without the limit on edge uncertainty, which is meant for a whole window's result."""
+    if series is None or end_s <= start_s:
+        return None
+    return series.interpolated_j(start_s, end_s)
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> Any:
+    """The rows as a pyarrow table with the documented columns and types, also when there is none."""
+    import pyarrow as pa
+
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
+    return pa.Table.from_pylist([dict(r) for r in found], schema=schema)

@@ -1,0 +1,191 @@
+"""Reads YAML so that every scalar means what it means to kubectl.
+
+PyYAML decides differently from kubectl's reader (Go, sigs.k8s.io/yaml) in small things: `y` and `n`, `012`, `1e3`,
+`1:30`, dates. The resolver below follows Go's, so that one file is one study by `llem run` and by `kubectl apply`.
+kubectl also turns the unquoted key `n` into `false`; at the top of a design or in its sweep that means `n`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from llenergymeasure.core import keys
+from llenergymeasure.core.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+"""Largest configuration file; an API server takes no larger object either."""
+
+MAX_NODES = 200_000
+MAX_DEPTH = 64
+_TRUE = frozenset(["y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"])
+_FALSE = frozenset(["n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"])
+_NULL = frozenset(["", "~", "null", "Null", "NULL"])
+_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+_INT = re.compile(r"^[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]+|0|[1-9][0-9]*)$")
+_NOT_FINITE = re.compile(r"^([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # chosen at run time
+    """Safe YAML with Go's scalar rules and no duplicate keys."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+def scalar(text: str) -> Any:
+    """Value of a plain (unquoted) scalar by the rules of Go's YAML reader."""
+    if text in _NULL:
+        return None
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    plain = text.replace("_", "")
+    if _INT.match(plain):
+        return _integer(plain)
+    if _FLOAT.match(plain):
+        value = float(plain)
+        return int(value) if value.is_integer() and abs(value) < 2**63 else value
+    if _NOT_FINITE.match(text):
+        raise ValueError(f"{text} is not a number that JSON can hold")
+    return text
+
+
+def _integer(text: str) -> int:
+    sign, digits = (-1, text[1:]) if text[0] == "-" else (1, text.lstrip("+"))
+    base = {"0x": 16, "0b": 2, "0o": 8}.get(digits[:2].lower())
+    if base:
+        return sign * int(digits[2:], base)
+    return sign * int(digits, 8 if digits[0] == "0" and len(digits) > 1 else 10)
+
+
+def _construct_plain(loader: Any, node: yaml.ScalarNode) -> Any:
+    try:
+        return scalar(node.value)
+    except ValueError as err:
+        raise yaml.MarkedYAMLError(problem=str(err), problem_mark=node.start_mark) from err
+
+
+def _construct_mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    result: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, int | float) and not isinstance(key, bool):
+            key = str(key)  # as JSON, and so kubectl, has it
+        if not isinstance(key, str | bool):
+            raise yaml.MarkedYAMLError(problem=f"a key must be text, not {key!r}", problem_mark=key_node.start_mark)
+        if key in result:
+            raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
+        result[key] = loader.construct_object(value_node, deep=True)
+    return result
+
+
+def _construct_list(loader: Any, node: yaml.SequenceNode) -> list[Any]:
+    return [loader.construct_object(child, deep=True) for child in node.value]
+
+
+_PLAIN = "tag:llem,2026:plain"  # every unquoted scalar without a tag of its own
+_Loader.yaml_constructors = {**yaml.SafeLoader.yaml_constructors}
+_Loader.add_constructor(_PLAIN, _construct_plain)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _construct_list)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+_Loader.add_implicit_resolver(_PLAIN, re.compile(r"^.*$", re.DOTALL), [None])
+
+
+def parse_yaml(text: str, *, source: str) -> Any:
+    """Parse one YAML (or JSON) document; errors name the file and line.
+
+    Raises:
+        ConfigError: Syntax error, tab, duplicate key, several documents, too large, too deep.
+
+    """
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{source}: {len(text):,} characters are more than {MAX_BYTES:,}; split the file")
+    try:
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader with stricter rules)
+        if _expanded_size(data, {}) > MAX_NODES:
+            raise ConfigError(f"{source}: its aliases expand to more than {MAX_NODES:,} values; write them out")
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply (limit about {MAX_DEPTH} levels)") from None
+    except yaml.YAMLError as err:
+        raise ConfigError(f"{source}{_place(err, text)}") from err
+    return data
+
+
+def _expanded_size(data: Any, known: dict[int, int]) -> int:
+    """Number of values once every alias is written out; shared parts are counted each time but walked once."""
+    children = list(data.values()) if isinstance(data, dict) else data if isinstance(data, list) else ()
+    if id(data) not in known:
+        size = 1 + sum(_expanded_size(child, known) for child in children)
+        if not children:
+            return size
+        known[id(data)] = size
+    return known[id(data)]
+
+
+def _place(err: yaml.YAMLError, text: str) -> str:
+    mark = getattr(err, "problem_mark", None)
+    problem = getattr(err, "problem", None) or str(err)
+    if mark is None:
+        return f": not valid YAML: {problem}"
+    line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)] if text else ""
+    if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in problem:
+        problem = "YAML does not allow tabs for indentation; use spaces"
+    return f":{mark.line + 1}: {problem}"
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML or JSON file whose root is a mapping; raises ConfigError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are more than {MAX_BYTES:,}; split the file")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the YAML file in it") from None
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {err.start})") from None
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot be read: {err.strerror}") from err
+    data = parse_yaml(text, source=str(path))
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: the file must hold a mapping of keys and values, not {found}")
+    return data
+
+
+def boolean_n(body: Mapping[Any, Any], *, source: str) -> dict[str, Any]:
+    """Read a key `false` at the top and in the sweep as `n`; refuse any other boolean key by name.
+
+    kubectl writes the key as the text "false" into JSON, so that one counts, too.
+    """
+
+    def fixed(mapping: Mapping[Any, Any], where: str) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in mapping.items():
+            name = "n" if key is False or key == "false" else key
+            if name in result:
+                raise ConfigError(f"{source}: {where}n is written twice (once unquoted)")
+            result[name] = value
+        return result
+
+    found = fixed(body, "")
+    if isinstance(found.get("sweep"), Mapping):
+        found["sweep"] = fixed(found["sweep"], "sweep.")
+    wrong = [
+        f'{path}: a boolean is not a key; put it in quotes, e.g. "{str(k).lower()}"' for path, k in _boolean_keys(found)
+    ]
+    keys.refuse(wrong, source=source)
+    return found
+
+
+def _boolean_keys(data: Any, path: str = "") -> list[tuple[str, bool]]:
+    if isinstance(data, Mapping):
+        found = [(f"{path}{str(k).lower()}", k) for k in data if isinstance(k, bool)]
+        return found + [pair for k, v in data.items() for pair in _boolean_keys(v, f"{path}{k}.")]
+    if isinstance(data, list):
+        return [pair for i, v in enumerate(data) for pair in _boolean_keys(v, f"{path}{i}.")]
+    return []
