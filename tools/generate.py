@@ -1,4 +1,4 @@
-"""Writes docs/reference from the code: configuration, command line, exit codes, JSON schemas. `--check` fails on drift."""
+"""Writes docs/reference from the code: configuration, command line, exit codes, schemas. `--check` fails on drift."""
 
 import argparse
 import json

@@ -128,7 +128,8 @@ def _idle(kind: str, devices: Sequence[Device], *, pretended: bool) -> Iterator[
     assert helper.stderr is not None
     try:
         if helper.stdout.readline().strip() != b"ready":
-            raise MeasurementError(f"no CUDA context for the baseline: {helper.stderr.read().decode().strip()[-200:]}")
+            said = helper.stderr.read().decode(errors="replace").strip().splitlines() or ["no message"]
+            raise MeasurementError(f"no CUDA context for the baseline: {said[-1]}; use baseline.kind: bare")
         time.sleep(2.0)  # creating the context takes power of its own for about a second
         yield
     finally:

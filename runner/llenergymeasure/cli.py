@@ -1,19 +1,24 @@
 """The command line: arguments in, exit code out; the only module that prints."""
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llenergymeasure.core.errors import ConfigError, TerminatedError, run_exit_code
+
 if TYPE_CHECKING:
     from llenergymeasure.core.config import ExperimentConfig, StudyConfig
     from llenergymeasure.core.result import ExperimentResult
     from llenergymeasure.loaders import Document
+    from llenergymeasure.progress import Progress
     from llenergymeasure.user_config import UserConfig
 
 app = typer.Typer(
@@ -24,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+NO_HUB_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # read when huggingface_hub is imported, so it is set before
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(help="Experiment or study file (YAML), or a manifest.", show_default=False)
@@ -91,6 +98,8 @@ def run(
     flags = {"model": model, "revision": revision, "dataset": dataset, "n": n, "precision": precision}
     document = _document(config, flags, backend, batch_size, cycles, order, assignments or [])
     from llenergymeasure.core.config import StudyConfig
+    from llenergymeasure.core.sweep import study_of_one
+    from llenergymeasure.study import check_runners
     from llenergymeasure.user_config import load_user_config
 
     user = load_user_config()
@@ -99,9 +108,12 @@ def run(
     if dry_run:
         _print_plan(target, user, as_json=as_json, with_runs=False)
         return
+    check_runners(target if isinstance(target, StudyConfig) else study_of_one(target), user, runner)
     folder = output or Path(user.output.results_dir)
     quiet = quiet or as_json or user.ui.verbosity == "quiet"
     verbose = verbose or user.ui.verbosity == "verbose"
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault(NO_HUB_BARS, "1")
     how = {"quiet": quiet, "verbose": verbose, "as_json": as_json}
     if isinstance(target, StudyConfig):
         results, failed = _run_study(target, user, folder, gaps=not no_gaps, **how)
@@ -126,7 +138,6 @@ def _document(
 ) -> "Document":
     """The file with the command line laid over it."""
     from llenergymeasure.core.config import ExperimentConfig
-    from llenergymeasure.core.errors import ConfigError
     from llenergymeasure.core.registry import backend_names, batch_size_key
     from llenergymeasure.loaders import Document, apply_overrides, parse_set, read_document
 
@@ -139,7 +150,10 @@ def _document(
     if backend is not None:
         overrides["backend"] = backend
     if batch_size is not None:
-        written = backend or document.body.get("backend") or ExperimentConfig.model_fields["backend"].default
+        swept = {str(k).partition(".")[0] for k in document.body.get("sweep") or ()}
+        implied = [b for b in backend_names() if b in swept]
+        default = ExperimentConfig.model_fields["backend"].default
+        written = backend or document.body.get("backend") or implied or default
         for name in written if isinstance(written, list) else [written]:
             key = batch_size_key(name) if name in backend_names() else None
             if key is not None:
@@ -159,7 +173,7 @@ def _document(
 
 def _target(document: "Document", runner: str | None) -> "ExperimentConfig | StudyConfig":
     from llenergymeasure.core.config import check_runner
-    from llenergymeasure.core.errors import BackendMissingError, ConfigError, PreFlightError
+    from llenergymeasure.core.errors import BackendMissingError, PreFlightError
     from llenergymeasure.loaders import experiment_from, study_from
 
     if runner is not None:
@@ -197,10 +211,8 @@ def _run_single(
     preflight.check_writable(folder)
     progress = Progress(1, quiet=quiet, verbose=verbose)
     progress.run_started(Run(0, 1, 0, ""), describe(config), 1)
-    try:
+    with _drawn(progress):
         measured = measure(config, user, emit=progress.event)
-    finally:
-        progress.close()
     where = study.save_single(measured, folder)
     if as_json:
         print(measured.result.to_json())
@@ -208,6 +220,19 @@ def _run_single(
         print(report.single(measured.result))
         print(f"\nresults: {where}")
     return [measured.result]
+
+
+@contextlib.contextmanager
+def _drawn(progress: "Progress") -> Iterator[None]:
+    """Take the bar away at the end, and say how far an interrupted run came."""
+    try:
+        yield
+    except KeyboardInterrupt as err:
+        progress.close()
+        print(": ".join(["interrupted", *map(str, err.args)]), file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        progress.close()
 
 
 def _run_study(
@@ -233,10 +258,8 @@ def _run_study(
             file=sys.stderr,
         )
     progress = Progress(len(plan.runs), quiet=quiet, verbose=verbose)
-    try:
+    with _drawn(progress):
         done = studies.execute(study, user, parent=folder, observer=progress, gaps=gaps)
-    finally:
-        progress.close()
     result = studies.summarise(study, done)
     results = [done.results[i] for i in sorted(done.results)]
     if as_json:
@@ -303,7 +326,10 @@ def _print_plan(
     gap_s = sum(studies.planned_gaps_s(study, layout, user))
     least_s = gap_s + sum(preflight.least_seconds(study.experiments[r.position], user) for r in layout.runs)
     least, pauses = report.duration_text(least_s), report.duration_text(gap_s)
-    print(f"\nexpected duration: at least {least} plus loading, of which pauses {pauses}")
+    known = f"at least {least} plus loading, of which pauses {pauses}"
+    print(
+        f"\nexpected duration: {known if least_s else 'one pass over the prompts per run, known after the first batch'}"
+    )
     if with_runs:
         print("\norder of runs:")
         rows = [
@@ -350,7 +376,6 @@ def schema(
 ) -> None:
     """Print a JSON schema."""
     from llenergymeasure.core import introspection
-    from llenergymeasure.core.errors import ConfigError
     from llenergymeasure.core.result import ExperimentResult
 
     kinds = {
@@ -374,6 +399,7 @@ def experiment(
     """Measure one experiment in this process: what every runner starts. JSON events go to stderr."""
     from llenergymeasure.experiment import run_as_child
 
+    os.environ.setdefault(NO_HUB_BARS, "1")
     code = run_as_child(config, result_fd, result)
     if code:
         raise typer.Exit(code)
@@ -384,9 +410,13 @@ def main() -> None:
     logging.basicConfig(level=logging.DEBUG if os.environ.get("LLEM_DEBUG") else logging.WARNING, format="%(message)s")
     try:
         app()
+    except SystemExit as end:  # typer's own: a usage error, or Ctrl-C between two statements of ours
+        if _is_experiment() and end.code in (2, 130):  # codes that say nothing about retries to what started us
+            sys.exit(ConfigError.run_exit_code if end.code == 2 else TerminatedError.run_exit_code)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(TerminatedError.run_exit_code if _is_experiment() else 130)
     except Exception as err:  # noqa: BLE001  (the door of the command line)
         from llenergymeasure.report import error_text
 
@@ -396,9 +426,15 @@ def main() -> None:
         sys.exit(_exit_code(err))
 
 
+def _is_experiment() -> bool:
+    return sys.argv[1:2] == ["experiment"]
+
+
 def _exit_code(err: Exception) -> int:
     from pydantic import ValidationError
 
+    if _is_experiment():
+        return run_exit_code(err)
     return 2 if isinstance(err, ValidationError) else int(getattr(err, "exit_code", 1))
 
 

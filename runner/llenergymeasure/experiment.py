@@ -4,6 +4,7 @@ It is what every runner starts (`llem experiment`): a subprocess, a container or
 those of `core.errors`, away from 1, 2 and 125 and above, which shells and container engines use themselves.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llenergymeasure import store
-from llenergymeasure.core.errors import ConfigError, TerminatedError, run_exit_code
+from llenergymeasure.core.errors import ConfigError, ResultStoreError, TerminatedError, run_exit_code
 from llenergymeasure.launch import encode, send
 from llenergymeasure.loaders import Document, experiment_from, read_document
 from llenergymeasure.measure import Measured, measure
@@ -74,10 +75,14 @@ def _deliver(measured: Measured, descriptor: int | None, uri: str | None) -> Non
     """Hand the result over: into a folder, through a descriptor, and to stdout if neither was asked for."""
     if uri is not None:
         store.save_run(store.folder_of_uri(uri), store.files_of(measured.result, measured.series, measured.raw))
-    if descriptor is not None:
-        send(descriptor, encode(measured))
-    if uri is None and descriptor is None:
-        sys.stdout.write(measured.result.to_json() + "\n")
+    try:
+        if descriptor is not None:
+            send(descriptor, encode(measured))
+        if uri is None and descriptor is None:
+            sys.stdout.write(measured.result.to_json() + "\n")
+            sys.stdout.flush()
+    except OSError as err:
+        raise ResultStoreError(f"the result cannot be handed over: {err.strerror}") from err
 
 
 def _report(err: BaseException, phase: str, descriptor: int | None) -> int:
@@ -90,5 +95,6 @@ def _report(err: BaseException, phase: str, descriptor: int | None) -> int:
     error = {"type": type(err).__name__, "message": error_text(known), "phase": phase, "exit_code": code}
     _event({"event": "error", **error})
     if descriptor is not None:
-        send(descriptor, json.dumps({"error": error}).encode())
+        with contextlib.suppress(OSError):  # nobody listens there; the event and the exit code have said it
+            send(descriptor, json.dumps({"error": error}).encode())
     return code

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import ValidationError
+
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import ExperimentError, PhaseTimeoutError
 from llenergymeasure.core.result import ExperimentResult
@@ -152,12 +154,14 @@ def _wait(child: _Child, timeout_s: float) -> None:
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
     """End a child's whole process group: SIGTERM to a running child, 2 s, then SIGKILL to all that is left."""
-    if process.poll() is None:
-        _signal_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=GRACE_S)
-    _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        if process.poll() is None:
+            _signal_group(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=GRACE_S)
+    finally:  # also when a second Ctrl-C ends the wait
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
@@ -168,12 +172,16 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 def _outcome(child: _Child) -> Measured:
     message = decode(child.received)
     if "result" in message:
-        return Measured(
-            ExperimentResult.model_validate(message["result"]), message.get("series", []), message.get("raw")
-        )
+        try:
+            result = ExperimentResult.model_validate(message["result"])
+        except ValidationError as err:
+            text = f"the process sent a result that cannot be read: {err.error_count()} fields are missing or wrong"
+            raise RunFailedError(text, error_type="ProcessDied", phase=child.phase) from err
+        return Measured(result, message.get("series", []), message.get("raw"))
     error = message.get("error")
     if isinstance(error, dict):
-        raise RunFailedError(str(error.get("message")), error_type=str(error.get("type")), phase=error.get("phase"))
+        text = f"{error.get('message')} (in phase {error.get('phase')})"
+        raise RunFailedError(text, error_type=str(error.get("type")), phase=error.get("phase"))
     code = child.process.returncode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no result"
     tail = "".join(f"\n    {line}" for line in child.tail)
@@ -188,7 +196,7 @@ def decode(received: bytes) -> dict[str, Any]:
             path = Path(message["path"])
             message = json.loads(path.read_bytes())
             path.unlink()
-    except (ValueError, OSError):
+    except (ValueError, OSError, TypeError):
         return {}
     return message if isinstance(message, dict) else {}
 

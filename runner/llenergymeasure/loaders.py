@@ -12,7 +12,7 @@ from typing import Any
 from llenergymeasure.core import keys
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import ConfigError
-from llenergymeasure.core.sweep import deep_merge, expand, is_study, set_path
+from llenergymeasure.core.sweep import copy_tree, deep_merge, expand, is_study, set_path
 from llenergymeasure.yaml_reading import boolean_n, parse_yaml, read_mapping
 
 API_GROUP = "llem.dev/"
@@ -82,15 +82,27 @@ def _manifest(data: Mapping[str, Any], source: str) -> Document:
 
 def apply_overrides(document: Document, overrides: Mapping[str, Any]) -> Document:
     """Lay dotted command-line values over a document; a value for a swept key replaces that axis, with a notice."""
-    body = deep_merge({}, document.body)
+    body = copy_tree(document.body)
     notices = list(document.notices)
-    sweep = body.get("sweep")
+    sweep, entries = body.get("sweep"), body.get("experiments")
     for dotted, value in overrides.items():
         key = dotted.removeprefix("sweep.")
         if isinstance(sweep, dict) and key in sweep:
             notices.append(f"{key}: the value from the command line replaces the sweep's {_short(sweep.pop(key))}")
         set_path(body, key, value)
+        for entry in entries if isinstance(entries, list) else ():
+            if _names(entry, key):  # the command line wins over the file's entries, too
+                set_path(entry, key, value)
     return Document(body, document.study, document.source, tuple(notices))
+
+
+def _names(entry: Any, dotted: str) -> bool:
+    """Whether a mapping holds a value at `a.b.c`."""
+    for name in dotted.split("."):
+        if not isinstance(entry, Mapping) or name not in entry:
+            return False
+        entry = entry[name]
+    return True
 
 
 def _short(value: Any) -> str:

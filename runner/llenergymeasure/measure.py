@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle
-from statistics import fmean, stdev
 from typing import Any
 
-from llenergymeasure import baseline, datasets, environment, models, preflight, record, timeseries
+from llenergymeasure import baseline, datasets, environment, models, preflight, record, timeseries, warmup
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import (
@@ -29,7 +28,7 @@ from llenergymeasure.core.contracts import (
     Window,
 )
 from llenergymeasure.core.errors import ConfigError, MeasurementError
-from llenergymeasure.core.result import ExperimentResult, Phase, WarmupResult
+from llenergymeasure.core.result import ExperimentResult, Phase
 from llenergymeasure.user_config import UserConfig, cache_dir
 
 Emit = Callable[[dict[str, Any]], None]
@@ -48,8 +47,6 @@ PHASES = (
     "result",
 )
 DEFAULT_WINDOW_S = 60.0  # least window with an energy source (measurement.md §3)
-SETTLE_LEAST_S, SETTLE_LOOK_S = 20.0, 10.0
-SETTLE_POWER, SETTLE_TEMPERATURE_C = 0.005, 2.0
 PROGRESS_EVERY_S = 1.0
 
 
@@ -85,6 +82,11 @@ class _Phases:
         yield
         self.done[name] = Phase(start_s=start_s, end_s=time.monotonic() - self.origin_s)
 
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Tell the listener how far a phase is."""
+        t_s = round(time.monotonic() - self.origin_s, 3)
+        self.emit({"event": "progress", "phase": phase, "t_s": t_s, "done": done, "total": total})
+
 
 @dataclass
 class _Energy:
@@ -94,6 +96,7 @@ class _Energy:
     reason: str
     devices: tuple[Device, ...] = ()
     record: EnergyRecord | None = None
+    idle_s: float = 0.0  # length of the recorded baseline
 
     @property
     def on_gpu(self) -> bool:
@@ -130,9 +133,8 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = _silent)
         with phases("preflight"):
             preflight.refuse([*preflight.quick_problems(config, user), *preflight.hardware_problems(config)])
             engine = registry.engine(config.backend)
-            preflight.refuse(engine.check(config))
             chosen = preflight.choose_source(config, user)
-            energy = _Energy(chosen.source, chosen.reason, chosen.source.devices() if chosen.source else ())
+            energy = _Energy(chosen.source, chosen.reason, _own_devices(config, chosen.source))
             warnings = [w for w in (preflight.memory_warning(config, user),) if w]
         return _measure(config, user, engine, energy, phases, _Start(started, warnings))
     finally:
@@ -140,6 +142,13 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = _silent)
             _quietly(energy.source.stop)
         if engine is not None:
             engine.close()
+
+
+def _own_devices(config: ExperimentConfig, source: EnergyBackend | None) -> tuple[Device, ...]:
+    """The GPUs of this run among the visible ones: the first ones, as many as its engine uses."""
+    visible = source.devices() if source else ()
+    count = registry.gpus_used(config.backend, config.section)
+    return visible if count is None else visible[:count]
 
 
 @dataclass(frozen=True)
@@ -177,9 +186,9 @@ def _measure(
         requests = _requests(config, engine, prompts, facts)
         batches = engine.batches(requests)
     with phases("warmup"):
-        warmup = _warm_up(config, engine, batches, phases)
+        warm = warmup.warm_up(config, engine, batches, phases.progress)
     with phases("settle"):
-        warnings += _settle(config, engine, energy, batches)
+        warnings += warmup.settle(config, engine, energy.source if energy.on_gpu else None, batches)
     engine.seed(config.random_seed)
     engine.reset_memory_peak()
     with phases("window"):
@@ -187,7 +196,7 @@ def _measure(
     with phases("drain"):
         energy.record = energy.source.stop() if energy.source else None
     idle = idle or _remembered(config, user, energy, no_idle, machine.get("driver_version"))
-    if warmup is not None and not warmup.converged:
+    if warm is not None and not warm.converged:
         warnings.append("warmup_not_converged: latencies still varied; raise warmup.max_prompts")
     if not energy.on_gpu and facts.device == "cpu" and registry.is_real(config.backend):
         warnings.append("cpu_run: measured on the CPU, where no GPU energy exists; compare speeds only")
@@ -215,7 +224,7 @@ def _measure(
             generations=generations,
             texts=_texts(config, engine, generations),
             phases=phases.done,
-            warmup=warmup,
+            warmup=warm,
             memory_peak_mb=engine.memory_peak_mb(),
             environment=machine,
             start_time=begun.time,
@@ -260,7 +269,7 @@ def _baseline(
     known = baseline.cached(config, energy.devices, driver, cache_dir(user)) if energy.on_gpu else None
     if known is not None:
         return known, ""
-    baseline.record(config, energy.source, energy.devices)
+    energy.idle_s = baseline.record(config, energy.source, energy.devices)
     return None, ""
 
 
@@ -275,7 +284,7 @@ def _remembered(
     if len(joules) < len(parts):
         raise MeasurementError(f"baseline: {'; '.join(d.reason or '' for d in parts if d.joules is None)}")
     return baseline.remember(
-        config, joules, config.baseline.duration_seconds, driver, cache_dir(user) if energy.on_gpu else None
+        config, joules, energy.idle_s, driver, cache_dir(user) if energy.on_gpu else None
     )
 
 
@@ -295,71 +304,6 @@ def _requests(
     return requests
 
 
-def _warm_up(
-    config: ExperimentConfig, engine: InferenceEngine, batches: Sequence[tuple[Request, ...]], phases: _Phases
-) -> WarmupResult | None:
-    """Run the batch with the longest prompts again and again; it also reaches the memory peak of the window."""
-    w = config.warmup
-    if not w.enabled:
-        return None
-    longest = max(batches, key=lambda b: max(len(r.token_ids) for r in b))
-    short = tuple(Request(r.index, r.token_ids, min(w.max_output_tokens, r.max_new_tokens)) for r in longest)
-    latencies: list[float] = []
-    limit = max(w.n_warmup, w.max_prompts) if w.convergence_detection else w.n_warmup
-    while len(latencies) < limit and not (
-        len(latencies) >= w.n_warmup and _cv(latencies, w.window_size) < w.cv_threshold
-    ):
-        generation = engine.generate(short)
-        latencies.append(1e3 * (generation.end_s - generation.start_s))
-        _progress(phases, "warmup", len(latencies), limit)
-    cv = _cv(latencies, w.window_size)
-    return WarmupResult(
-        converged=not w.convergence_detection or cv < w.cv_threshold,
-        final_cv=cv if cv != float("inf") else None,
-        iterations_completed=len(latencies),
-        target_cv=w.cv_threshold,
-        max_prompts=w.max_prompts,
-        latencies_ms=latencies,
-    )
-
-
-def _cv(latencies: Sequence[float], size: int) -> float:
-    """Coefficient of variation of the last `size` values; infinite while there are fewer."""
-    last = latencies[-size:]
-    return stdev(last) / fmean(last) if len(last) == size else float("inf")
-
-
-def _settle(
-    config: ExperimentConfig, engine: InferenceEngine, energy: _Energy, batches: Sequence[tuple[Request, ...]]
-) -> list[str]:
-    """Bring the GPU to the temperature and power of the work itself; skipped without a GPU or without warm-up."""
-    floor_s = config.warmup.thermal_floor_seconds
-    if not energy.on_gpu or not config.warmup.enabled:
-        return []
-    if floor_s == 0:
-        return ["no_settling: thermal_floor_seconds is 0; the first seconds of load draw less power than later ones"]
-    start_s = time.monotonic()
-    if config.warmup.thermal_wait == "fixed":
-        time.sleep(floor_s)
-        return []
-    assert energy.source is not None
-    for batch in cycle(batches):
-        engine.generate(batch)
-        spent_s = time.monotonic() - start_s
-        if spent_s >= max(SETTLE_LEAST_S, 2 * SETTLE_LOOK_S) and _is_steady(energy.source):
-            return []
-        if spent_s >= floor_s:
-            break
-    return [f"not_settled: power still moved after {floor_s:g} s under load; raise warmup.thermal_floor_seconds"]
-
-
-def _is_steady(source: EnergyBackend) -> bool:
-    now_s = time.monotonic() - 0.5  # the newest ticks are not written yet
-    late = source.mean_power_w(now_s - SETTLE_LOOK_S, now_s)
-    early = source.mean_power_w(now_s - 2 * SETTLE_LOOK_S, now_s - SETTLE_LOOK_S)
-    return bool(late and early and abs(late / early - 1) <= SETTLE_POWER)
-
-
 def _window(
     config: ExperimentConfig,
     engine: InferenceEngine,
@@ -376,12 +320,13 @@ def _window(
     for batch in cycle(batches):
         generations.append(engine.generate(batch))
         now_s = time.monotonic()
+        if len(generations) == 1:
+            _tell_expected(phases, now_s - start_s, len(batches), config.n, least_s)
         if len(generations) >= len(batches) and now_s - start_s >= least_s:
             break
         if now_s - told_s >= PROGRESS_EVERY_S:
             told_s = now_s
-            _progress(
-                phases,
+            phases.progress(
                 "window",
                 len(generations),
                 _expected(len(generations), len(batches), now_s - start_s, least_s),
@@ -390,13 +335,15 @@ def _window(
     return Window("window", start_s, end_s), generations
 
 
+def _tell_expected(phases: _Phases, batch_s: float, batches: int, n: int, least_s: float) -> None:
+    """Say how long the window will take, and what 20 prompts would."""
+    seconds, per_prompt = max(least_s, batch_s * batches), batch_s * batches / n
+    short = max(least_s, 20 * per_prompt) if n > 20 else None
+    phases.emit({"event": "expected", "phase": "window", "seconds": round(seconds, 1), "n20_seconds": short})
+
+
 def _expected(done: int, batches: int, spent_s: float, least_s: float) -> int:
     return max(batches, round(done * least_s / spent_s))
-
-
-def _progress(phases: _Phases, phase: str, done: int, total: int) -> None:
-    t_s = round(time.monotonic() - phases.origin_s, 3)
-    phases.emit({"event": "progress", "phase": phase, "t_s": t_s, "done": done, "total": total})
 
 
 def _texts(config: ExperimentConfig, engine: InferenceEngine, generations: Sequence[Generation]) -> list[str] | None:

@@ -89,7 +89,7 @@ def _ask_hub(model: str, revision: str | None) -> None:
     """Ask the hub whether the model exists and may be read: 401, 403 and 404 become errors with advice."""
     from huggingface_hub import HfApi, constants
 
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return
     with hub_errors(f"model {model}", advice="check the network"):
         HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT_S)
@@ -126,9 +126,10 @@ def _gguf(model: str) -> Path:
     if name != BUILTIN:
         raise ConfigError(f"model {model}: the only built-in model is {BUILTIN_PREFIX}{BUILTIN}")
     spec = importlib.util.find_spec(BUILTIN_PACKAGE)
-    if spec is None or spec.origin is None:
+    gguf = Path(spec.origin).parent / GGUF_NAME if spec is not None and spec.origin is not None else None
+    if gguf is None or not gguf.exists():
         raise ModelNotFoundError(f"model {model}: its package is not installed; run: {BUILTIN_INSTALL}")
-    return Path(spec.origin).parent / GGUF_NAME
+    return gguf
 
 
 def _builtin(model: str, cache: Path) -> Weights:
@@ -237,12 +238,14 @@ def _snapshot(model: str, revision: str | None) -> Path:
         if _status(err) in (401, 403, 404):
             raise
         try:
-            return Path(snapshot_download(model, revision=revision, local_files_only=True))
+            wanted = [*_WANTED, "*.safetensors"]  # a folder with these is complete; of .bin files there is no telling
+            return Path(snapshot_download(model, revision=revision, allow_patterns=wanted, local_files_only=True))
         except LocalEntryNotFoundError:
             raise err from None
     names = [s.rfilename for s in info.siblings or ()]
     weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "*.bin"
-    return Path(snapshot_download(model, revision=info.sha, allow_patterns=[*_WANTED, weights]))
+    # By the name that was asked for, not by its commit: only then does the cache know the name without a network.
+    return Path(snapshot_download(model, revision=revision, allow_patterns=[*_WANTED, weights]))
 
 
 def _status(err: BaseException) -> int | None:

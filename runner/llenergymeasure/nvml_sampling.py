@@ -77,17 +77,28 @@ def counter_availability() -> Availability:
     devices = visible_devices()
     if not devices:
         return Availability(False, "no NVIDIA GPU or driver is visible", "run on an NVIDIA GPU with its driver")
+    whole = whole_boards()
+    if not whole.ok:
+        return whole
     try:
         with nvml() as lib:
             for device in devices:
-                handle = lib.nvmlDeviceGetHandleByUUID(device.uuid)
-                if _mig_enabled(lib, handle):
+                lib.nvmlDeviceGetTotalEnergyConsumption(lib.nvmlDeviceGetHandleByUUID(device.uuid))
+    except Exception as err:  # noqa: BLE001  (any failure to read means: not available, with its text)
+        return Availability(False, f"the energy counter cannot be read: {err}", "use a Volta or later GPU")
+    return Availability(True)
+
+
+def whole_boards() -> Availability:
+    """No if a visible GPU is cut into MIG slices: its sensors cover all of them. Yes without any GPU."""
+    devices = visible_devices()
+    if devices:
+        with nvml() as lib:
+            for device in devices:
+                if _mig_enabled(lib, lib.nvmlDeviceGetHandleByUUID(device.uuid)):
                     return Availability(
                         False, f"{device.uuid} is in MIG mode: its counter covers all slices", "turn MIG off"
                     )
-                lib.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception as err:  # noqa: BLE001  (any failure to read means: not available, with its text)
-        return Availability(False, f"the energy counter cannot be read: {err}", "use a Volta or later GPU")
     return Availability(True)
 
 

@@ -90,6 +90,8 @@ def _backend(config: ExperimentConfig) -> list[LLEMError]:
         )
     elif not registry.installed(name):
         problems.append(BackendMissingError(f"backend {name} is not installed; run: {registry.install_hint(name)}"))
+    else:
+        problems += registry.engine(name).check(config)
     if config.traffic is not None:
         problems.append(BackendMissingError("traffic is not supported yet by this version; remove the section"))
     if config.measurement.window == "saturated":

@@ -7,7 +7,9 @@ from tqdm import tqdm
 
 from llenergymeasure.core.plan import Run
 from llenergymeasure.core.result import ExperimentResult
-from llenergymeasure.report import number
+from llenergymeasure.report import duration_text, number
+
+LONG_S = 300.0  # above this, -v says what a shorter run would take
 
 
 class Progress:
@@ -39,8 +41,15 @@ class Progress:
         self._bar.n = min(self._total, self._finished + self._phase_share)
         self._bar.set_postfix_str(str(event.get("phase", "")), refresh=False)
         self._bar.refresh()
-        if self._verbose:
+        if event.get("event") == "expected":
+            self._say_expected(float(event["seconds"]), event.get("n20_seconds"))
+        elif self._verbose:
             self._say(f"  {event.get('t_s', 0):8.2f} s  {event.get('phase')} {event.get('done')}/{event.get('total')}")
+
+    def _say_expected(self, seconds: float, n20_seconds: float | None) -> None:
+        if self._verbose:
+            hint = f"; with -n 20 about {duration_text(n20_seconds)}" if n20_seconds and seconds > LONG_S else ""
+            self._say(f"  the window ends in about {duration_text(seconds)}{hint}")
 
     def run_finished(self, run: Run, summary: str, result: ExperimentResult | None, error: str | None) -> None:
         """Say what came of a run."""

@@ -34,6 +34,17 @@ NVML_NOTES = (
     "Without calibration the absolute bound of GPU energy is ±10 %; comparisons on one GPU are better.",
 )
 J_PER_KWH = 3.6e6
+OVER_ENERGY = (
+    "energy_total_j",
+    "energy_per_device_j",
+    "energy_per_output_token_j",
+    "energy_per_total_token_j",
+    "energy_per_request_j",
+    "tokens_per_joule",
+    "tokens_per_second_per_watt",
+    "mean_power_w",
+)
+"""Quantities that are unknown together with the window's energy."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +177,13 @@ def _tokens_and_speed(seen: Observation) -> dict[str, Any]:
         "latency": latency_statistics([1e3 * (g.end_s - g.start_s) for g in seen.generations]),
         "memory_model_mb": seen.facts.memory_model_mb,
         "memory_peak_mb": seen.memory_peak_mb,
-        "memory_total_mb": next((r.memory_total_mb for r in _readings(seen) if r.memory_total_mb), None),
+        "memory_total_mb": _memory_total_mb(seen),
         "texts": _texts(seen),
     }
+
+
+def _memory_total_mb(seen: Observation) -> float | None:
+    return next((r.memory_total_mb for r in _readings(seen) if r.memory_total_mb), None)
 
 
 def _texts(seen: Observation) -> list[GeneratedText] | None:
@@ -287,19 +302,30 @@ def _thermal(seen: Observation) -> tuple[ThermalResult, float]:
 
 
 def _null_reasons(seen: Observation, joules: Joules, energy: Mapping[str, Any]) -> dict[str, str]:
-    """Why a headline quantity is null; a quantity that was measured is not in it."""
-    reasons: dict[str, str] = {}
-    if joules.value is None:
-        reasons["energy_total_j"] = joules.reason or "unknown"
-    if energy["energy_adjusted_j"] is None:
-        reasons["energy_adjusted_j"] = joules.reason or seen.no_baseline_reason or "no baseline"
-    if energy["host_energy_j"] is None:
-        reasons["host_energy_j"] = "the energy source does not read the host" if seen.energy else (joules.reason or "")
-    if seen.memory_peak_mb is None:
-        reasons["memory_peak_mb"] = "no GPU"
-    if energy.get("co2_estimate_g") is None:
-        reasons["co2_estimate_g"] = joules.reason or "no carbon intensity is known; set LLEM_CARBON_INTENSITY"
-    return reasons
+    """Why a quantity is null; one that was measured is not in it."""
+    no_energy = joules.reason or "no tokens came out of the window"
+    no_idle = seen.no_baseline_reason or "no baseline"
+    quantities: dict[str, tuple[Any, str]] = {
+        **{name: (energy.get(name), no_energy) for name in OVER_ENERGY},
+        "energy_adjusted_j": (energy["energy_adjusted_j"], joules.reason or no_idle),
+        "energy_adjusted_per_output_token_j": (
+            energy.get("energy_adjusted_per_output_token_j"),
+            joules.reason or no_idle,
+        ),
+        "baseline_power_w": (energy["baseline_power_w"], no_idle),
+        "host_energy_j": (
+            energy["host_energy_j"],
+            "the energy source does not read the host" if seen.energy else no_energy,
+        ),
+        "memory_model_mb": (seen.facts.memory_model_mb, "the engine has no model in memory"),
+        "memory_peak_mb": (seen.memory_peak_mb, "no GPU"),
+        "memory_total_mb": (_memory_total_mb(seen), "no sensor told a GPU's memory"),
+        "co2_estimate_g": (
+            energy.get("co2_estimate_g"),
+            joules.reason or "no carbon intensity is known; set LLEM_CARBON_INTENSITY",
+        ),
+    }
+    return {name: reason for name, (value, reason) in quantities.items() if value is None}
 
 
 def provenance(config: ExperimentConfig) -> dict[str, str]:

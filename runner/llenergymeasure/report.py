@@ -17,7 +17,7 @@ from llenergymeasure.core.result import (
     over_cycles,
     scalars,
 )
-from llenergymeasure.core.sweep import reason
+from llenergymeasure.core.sweep import reasons
 from llenergymeasure.store import write_atomically
 
 DASH = "-"
@@ -98,15 +98,18 @@ def _why_not(results: Sequence[ExperimentResult]) -> list[str]:
 
 
 def notes(results: Sequence[ExperimentResult]) -> list[str]:
-    """Each distinct warning once, with the number of results that carry it."""
-    count: dict[str, int] = {}
+    """Each warning once by its code, in the words of the first result that carries it, with the number of results."""
+    found: dict[str, list[str]] = {}
     for result in results:
         for text in result.measurement_warnings:
-            count[text] = count.get(text, 0) + 1
-    total = len(results)
-    return [
-        f"warning {text}" + (f" ({n} of {total} runs)" if total > 1 and n < total else "") for text, n in count.items()
-    ]
+            found.setdefault(text.partition(":")[0], []).append(text)
+    return [f"warning {texts[0]}{_how_many(texts, len(results))}" for texts in found.values()]
+
+
+def _how_many(texts: Sequence[str], total: int) -> str:
+    if total == 1:
+        return ""
+    return f" ({len(texts)} of {total} runs" + (", figures of the first)" if len(set(texts)) > 1 else ")")
 
 
 def single(result: ExperimentResult) -> str:
@@ -180,7 +183,7 @@ def error_text(err: BaseException) -> str:
     if isinstance(err, PreFlightError) and len(err.problems) > 1:
         return "\n  - ".join(["not ready to run", *(str(p) for p in err.problems)])
     if isinstance(err, ValidationError):
-        return "\n  - ".join(["the configuration is not valid", *reason(err).split("; ")])
+        return "\n  - ".join(["the configuration is not valid", *reasons(err)])
     return str(err) if isinstance(err, LLEMError) else f"{type(err).__name__}: {err}"
 
 
@@ -200,9 +203,14 @@ def plan_text(name: str, lines: Sequence[PlanLine], *, cycles: int, order: str, 
         [str(p.position), p.summary, p.config_hash, f"{p.memory_mb:,.0f}" if p.memory_mb else "(unavailable)"]
         for p in lines
     ]
-    head = f"{name}: {len(lines)} experiments x {cycles} cycles = {runs} runs, order {order}"
-    head = head.replace(" 1 experiments", " 1 experiment").replace(" 1 cycles", " 1 cycle")
+    sizes = f"{counted(len(lines), 'experiment')} x {counted(cycles, 'cycle')} = {counted(runs, 'run')}"
+    head = f"{name}: {sizes}" + (f", order {order}" if runs > 1 else "")
     return "\n".join([head, "", grid(["#", "configuration", "hash", "memory (MB)"], rows, left=3)])
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: 1 run, 2 runs."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def duration_text(seconds: float) -> str:

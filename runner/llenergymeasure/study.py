@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from llenergymeasure import __version__, launch, preflight, store
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
-from llenergymeasure.core.errors import BackendMissingError, LLEMError, PreFlightError
+from llenergymeasure.core.errors import BackendMissingError, LLEMError, PreFlightError, ResultStoreError
 from llenergymeasure.core.keys import experiment_problems, refuse
 from llenergymeasure.core.manifest import StudyManifest, new_manifest
 from llenergymeasure.core.plan import Plan, Run, describe, gaps_s, make_plan
@@ -104,6 +104,7 @@ def run_study(config: str | Path | StudyConfig, *, output_dir: Path | None = Non
     """
     study = config if isinstance(config, StudyConfig) else load_study_config(config)
     user = load_user_config()
+    check_runners(study, user)
     executed = execute(study, user, parent=Path(output_dir or user.output.results_dir))
     return summarise(study, executed)
 
@@ -139,7 +140,6 @@ def execute(
     """
     watch = observer or Quiet()
     plan = make_plan(study)
-    check_runners(study, user)
     preflight.check_writable(parent)
     preflight.refuse(_problems(study.experiments, user))
     summaries = [describe(e, study.experiments) for e in study.experiments]
@@ -162,9 +162,13 @@ def execute(
                 watch.waiting(pause_s)
                 time.sleep(pause_s)
             _one_run(study, run, done, watch)
-    except BaseException:
+    except BaseException as err:
         done.manifest = _interrupted(done.manifest)
         _save_manifest(done)
+        if isinstance(err, KeyboardInterrupt):
+            counts = done.manifest.counts()
+            text = f"{counts['completed']} of {counts['total']} runs done; results: {folder}"
+            raise KeyboardInterrupt(text) from None
         raise
     done.manifest = done.manifest.finished(_now())
     _save_manifest(done)
@@ -198,15 +202,17 @@ def _problems(experiments: Iterable[ExperimentConfig], user: UserConfig) -> list
     return list(found.values())
 
 
-def check_runners(study: StudyConfig, user: UserConfig) -> None:
+def check_runners(study: StudyConfig, user: UserConfig, flag: str | None = None) -> None:
     """Refuse what cannot run here: a runner of another kind, or several engines without containers.
+
+    `flag` is the runner that the command line names for all backends.
 
     Raises:
         PreFlightError: With what to do instead.
 
     """
     backends = sorted({e.backend for e in study.experiments if registry.is_real(e.backend)})
-    chosen = {b: runner_of(b, study, user) for b in backends}
+    chosen = {b: flag or runner_of(b, study, user) for b in backends}
     foreign = {b: r for b, r in chosen.items() if r not in ("local", "auto")}
     if foreign:
         names = ", ".join(f"{b}: {r}" for b, r in foreign.items())
@@ -274,6 +280,8 @@ def _one_run(study: StudyConfig, run: Run, done: Executed, watch: Observer) -> N
             variables=variables,
         )
         relative = Path("runs") / store.run_folder_name(run.index, run.cycle, config, run.config_hash)
+        if not done.folder.is_dir():  # not made again: it would look like a study that lost its earlier runs
+            raise ResultStoreError(f"{done.folder}: the study's folder has vanished")
         store.save_run(done.folder / relative, store.files_of(measured.result, measured.series, measured.raw))
     except LLEMError as err:
         kind = err.error_type if isinstance(err, launch.RunFailedError) else type(err).__name__

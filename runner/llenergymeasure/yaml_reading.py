@@ -5,6 +5,7 @@ PyYAML decides differently from kubectl's reader (Go, sigs.k8s.io/yaml) in small
 kubectl also turns the unquoted key `n` into `false`; at the top of a design or in its sweep that means `n`.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,11 +41,15 @@ def scalar(text: str) -> Any:
         return None
     if text in _TRUE or text in _FALSE:
         return text in _TRUE
-    plain = text.replace("_", "")
+    if text[0] not in "+-.0123456789":
+        return text
+    plain = text if text[0] == "." else text.replace("_", "")  # Go looks for underscores after a digit or sign only
     if _INT.match(plain):
         return _integer(plain)
     if _FLOAT.match(plain):
         value = float(plain)
+        if math.isinf(value):
+            return text
         return int(value) if value.is_integer() and abs(value) < 2**63 else value
     if _NOT_FINITE.match(text):
         raise ValueError(f"{text} is not a number that JSON can hold")
@@ -61,24 +66,44 @@ def _integer(text: str) -> int:
 
 def _construct_plain(loader: Any, node: yaml.ScalarNode) -> Any:
     try:
-        return scalar(node.value)
+        value = scalar(node.value)
     except ValueError as err:
         raise yaml.MarkedYAMLError(problem=str(err), problem_mark=node.start_mark) from err
+    if node.tag != _PLAIN and isinstance(value, str):
+        wanted = node.tag.rpartition(":")[2]
+        raise yaml.MarkedYAMLError(problem=f"{value!r} is no {wanted}", problem_mark=node.start_mark)
+    return value
 
 
 def _construct_mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
     result: dict[Any, Any] = {}
+    merged: dict[Any, Any] = {}
     for key_node, value_node in node.value:
+        if key_node.tag == _MERGE:
+            if result or merged:  # kubectl lets a later << replace keys, other readers do not
+                raise yaml.MarkedYAMLError(problem="<< must be the first key, once", problem_mark=key_node.start_mark)
+            merged = _construct_merge(loader, value_node)
+            continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, int | float) and not isinstance(key, bool):
             key = str(key)  # as JSON, and so kubectl, has it
         if not isinstance(key, str | bool):
             raise yaml.MarkedYAMLError(problem=f"a key must be text, not {key!r}", problem_mark=key_node.start_mark)
         if key in result:
-            raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"duplicate key {key_node.value!r}", problem_mark=key_node.start_mark)
         result[key] = loader.construct_object(value_node, deep=True)
-    return result
+    return {**merged, **result}
+
+
+def _construct_merge(loader: Any, node: yaml.Node) -> dict[Any, Any]:
+    """Values of `<<: *a` or `<<: [*a, *b]`; the first mapping that has a key wins, the mapping around it over all."""
+    found: dict[Any, Any] = {}
+    for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        mapping = loader.construct_object(part, deep=True)
+        if not isinstance(mapping, dict):
+            raise yaml.MarkedYAMLError(problem="<< takes a mapping or a list of mappings", problem_mark=part.start_mark)
+        found = {**mapping, **found}
+    return found
 
 
 def _construct_list(loader: Any, node: yaml.SequenceNode) -> list[Any]:
@@ -86,11 +111,15 @@ def _construct_list(loader: Any, node: yaml.SequenceNode) -> list[Any]:
 
 
 _PLAIN = "tag:llem,2026:plain"  # every unquoted scalar without a tag of its own
-_Loader.yaml_constructors = {**yaml.SafeLoader.yaml_constructors}
+_MERGE = "tag:yaml.org,2002:merge"
+_STANDARD = yaml.SafeLoader.yaml_constructors
+_Loader.yaml_constructors = {k: _STANDARD[k] for k in (None, "tag:yaml.org,2002:str")}  # no dates, sets or bytes
+for _tag in ("null", "bool", "int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct_plain)
 _Loader.add_constructor(_PLAIN, _construct_plain)
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 _Loader.add_constructor("tag:yaml.org,2002:seq", _construct_list)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+_Loader.add_implicit_resolver(_MERGE, re.compile(r"^<<$"), ["<"])
 _Loader.add_implicit_resolver(_PLAIN, re.compile(r"^.*$", re.DOTALL), [None])
 
 
@@ -175,8 +204,10 @@ def boolean_n(body: Mapping[Any, Any], *, source: str) -> dict[str, Any]:
     found = fixed(body, "")
     if isinstance(found.get("sweep"), Mapping):
         found["sweep"] = fixed(found["sweep"], "sweep.")
+    spelled = {True: "y, yes or on", False: "n, no or off"}
     wrong = [
-        f'{path}: a boolean is not a key; put it in quotes, e.g. "{str(k).lower()}"' for path, k in _boolean_keys(found)
+        f'{path}: a boolean is not a key; YAML reads a bare {spelled[k]} as one, so put it in quotes, e.g. "n"'
+        for path, k in _boolean_keys(found)
     ]
     keys.refuse(wrong, source=source)
     return found

@@ -118,6 +118,11 @@ def gpu_count(section: BaseModel | None) -> int:
     return (section.tp_size or 1) * (section.num_processes or 1) if isinstance(section, Settings) else 1
 
 
+def spreads(section: BaseModel | None) -> bool:
+    """Whether the layers may be placed on any visible GPU."""
+    return isinstance(section, Settings) and section.device_map is not None
+
+
 def installed() -> bool:
     """Whether torch and transformers can be found."""
     return all(importlib.util.find_spec(m) is not None for m in ("torch", "transformers"))
@@ -178,7 +183,11 @@ def _translated(doing: str) -> Iterator[None]:
         raise OutOfMemoryError(f"host out of memory while {doing}; lower batch_size or lengths") from err
     except ImportError as err:
         raise BackendMissingError(f"{NAME}: a library is missing while {doing}: {err}") from err
-    except (RuntimeError, ValueError, OSError, TypeError, KeyError) as err:
+    except LLEMError:
+        raise  # ours already: a signal's TerminatedError may arrive in the middle of a generate
+    except Exception as err:  # safetensors, tokenizers and torch raise classes of their own, some a bare Exception
+        if isinstance(err, TypeError) and "unexpected keyword argument" in str(err):
+            raise BackendMissingError(f"{NAME} does not know an option, while {doing}: {err}") from err
         raise BackendError(f"{NAME} failed while {doing}: {type(err).__name__}: {err}") from err
 
 
@@ -194,6 +203,7 @@ class Engine:
         self._generate_kwargs: dict[str, Any] = {}
         self._ignore_eos = True
         self._device = "cpu"
+        self._matmul_precision_before: str | None = None
 
     def check(self, config: "ExperimentConfig") -> list[LLEMError]:
         """Name missing libraries, unsupported options and hardware that cannot do it."""
@@ -229,6 +239,7 @@ class Engine:
         assert isinstance(s, Settings)
         self._settings, self._ignore_eos = s, config.decoder.ignore_eos
         if s.allow_tf32 is not None:
+            self._matmul_precision_before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("high" if s.allow_tf32 else "highest")
         self.seed(config.random_seed)
         kwargs = load_kwargs(config)
@@ -398,9 +409,14 @@ class Engine:
         return importlib.metadata.version("torch")
 
     def close(self) -> None:
-        """Drop the model and give cached GPU memory back."""
+        """Drop the model, give cached GPU memory back, and leave torch's global setting as it was."""
         self._model = self._tokenizer = None
         gc.collect()
+        if self._matmul_precision_before is not None:
+            import torch
+
+            torch.set_float32_matmul_precision(self._matmul_precision_before)
+            self._matmul_precision_before = None
         if self._device == "cuda":
             import torch
 

@@ -52,6 +52,16 @@ class Settings(Part):
         return self
 
 
+def completed(section: Settings, *, precision: str, lora: bool) -> Settings:
+    """Fill in what precision and adapter imply: fp8 weights are quantised online, an adapter needs enable_lora."""
+    implied: dict[str, object] = {}
+    if precision == "fp8" and section.quantization is None:
+        implied["quantization"] = "fp8"
+    if lora and section.enable_lora is None:
+        implied["enable_lora"] = True
+    return section.model_copy(update=implied) if implied else section
+
+
 def gpu_count(section: BaseModel | None) -> int:
     """GPUs of one run: tensor parallel x pipeline parallel."""
     if not isinstance(section, Settings):

@@ -30,23 +30,35 @@ BUILTIN_DATASET = "builtin"
 DEFAULT_DATASET = "aienergyscore"
 
 
-def _drop_version(data: Any) -> Any:
-    """A `version:` key is tolerated and dropped."""
-    if isinstance(data, Mapping) and "version" in data:
-        return {k: v for k, v in data.items() if k != "version"}
-    return data
+def without_nulls(value: Any) -> Any:
+    """Give `value` without the keys whose value is null, at every depth: null equals absent, as for kubectl."""
+    if isinstance(value, Mapping):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return value
+
+
+class _Energy(Part):
+    """Where joules come from."""
+
+    backend: str = "auto"
+
+    @model_validator(mode="after")
+    def _own_section(self) -> "_Energy":
+        """Fill in the chosen source's section, so that leaving it out says what writing its defaults says."""
+        settings = registry.energy_settings(self.backend) if self.backend in registry.energy_names() else None
+        if settings is not None and getattr(self, self.backend) is None:
+            object.__setattr__(self, self.backend, settings())
+        return self
 
 
 if TYPE_CHECKING:
 
-    class EnergyConfig(Part):
+    class EnergyConfig(_Energy):
         """Where joules come from."""
-
-        backend: str = "auto"
 else:
     EnergyConfig = create_model(
         "EnergyConfig",
-        __base__=Part,
+        __base__=_Energy,
         __doc__="Where joules come from.",
         backend=(
             Literal[("auto", *registry.energy_names(), "none")],
@@ -98,8 +110,9 @@ class _Experiment(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_version(cls, data: Any) -> Any:
-        return _drop_version(data)
+    def _tidy(cls, data: Any) -> Any:
+        """Drop nulls and a `version:` key, which is tolerated."""
+        return without_nulls({**data, "version": None}) if isinstance(data, Mapping) else data
 
     @field_validator("backend")
     @classmethod
@@ -113,6 +126,7 @@ class _Experiment(Part):
         """Check what no single field can know, in the documented order, and resolve what depends on others."""
         self._check_support()
         self._check_sections()
+        self.decoder.check()
         self._check_lora()
         self._check_passthrough()
         self._check_lengths()
@@ -142,13 +156,16 @@ class _Experiment(Part):
                     f"section {name} belongs to backend {name}, but backend is {self.backend}; "
                     f"remove the section or set backend: {name}"
                 )
-        if getattr(self, self.backend) is None:
-            object.__setattr__(self, self.backend, registry.backend_settings(self.backend)())
+        section = getattr(self, self.backend) or registry.backend_settings(self.backend)()
+        completed = registry.completed(self.backend, section, precision=self.precision, lora=self.lora is not None)
+        object.__setattr__(self, self.backend, completed)  # resolved before hashing, whoever wrote it
 
     def _check_lora(self) -> None:
         advice = registry.lora_support()[self.backend]
         if self.lora is not None and advice:
             raise ValueError(f"lora is not supported by backend {self.backend}: {advice}")
+        if self.lora is not None:
+            self.lora.check()
 
     def _check_passthrough(self) -> None:
         declared = {*type(self).model_fields, *type(self.section).model_fields}

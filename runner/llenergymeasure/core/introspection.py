@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from llenergymeasure.core.config import ExecutionConfig, ExperimentConfig
@@ -47,13 +48,24 @@ class FieldInfo:
 
 def experiment_schema() -> dict[str, Any]:
     """JSON schema (2020-12) of an experiment file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **ExperimentConfig.model_json_schema()}
+    schema = _standard_bounds(ExperimentConfig.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def _standard_bounds(node: Any) -> Any:
+    """Rename what pydantic (2.14) writes for an optional number behind a validator: `ge` is no schema keyword."""
+    if isinstance(node, dict):
+        return {_BOUNDS.get(k, k) if isinstance(v, int | float) else k: _standard_bounds(v) for k, v in node.items()}
+    return [_standard_bounds(v) for v in node] if isinstance(node, list) else node
 
 
 def study_schema() -> dict[str, Any]:
     """JSON schema of a study file: an experiment's fields, lists of backends, and the study's own keys."""
     schema = experiment_schema()
-    execution = ExecutionConfig.model_json_schema()
+    execution = _standard_bounds(ExecutionConfig.model_json_schema())
     schema["$defs"].update(execution.pop("$defs", {}))
     schema["$defs"]["ExecutionConfig"] = execution
     backend = schema["properties"]["backend"]
@@ -139,9 +151,14 @@ def _bounds(prop: dict[str, Any]) -> str:
     return ", ".join(f"{sign}{v[key]:g}" for v in _variants(prop) for key, sign in signs.items() if key in v)
 
 
+@cache
+def _shared_schema() -> dict[str, Any]:
+    return experiment_schema()  # made once for all fields; only read
+
+
 def test_values(path: str) -> list[Any]:
     """Legal values of a scalar field, for table-driven tests: each choice, or both bounds, or both booleans."""
-    schema = experiment_schema()
+    schema = _shared_schema()
     node: dict[str, Any] = schema
     prop: dict[str, Any] = {}
     for name in path.split("."):

@@ -32,7 +32,7 @@ REMOVED = {
 }
 
 _SECRET_KEY = re.compile(
-    r"^(token|.*(hf|hub|access|auth|api|bearer|secret)_?token|.*api_?key|.*password|.*passwd|.*secret(_?key)?)$",
+    r"^(token|.*(hf|hub|access|auth|api|bearer|secret)_?token|.*api_?key|.*password|.*passwd|.*secret(\w*key)?)$",
     re.I,
 )
 _SECRET_VALUE = re.compile(
@@ -67,9 +67,11 @@ def key_tree(model: type[BaseModel]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, info in model.model_fields.items():
         merged: dict[str, Any] = {}
-        for part in _models_in(info.annotation):
+        parts = list(_models_in(info.annotation))
+        for part in parts:
             merged.update(key_tree(part))
-        tree[name] = merged or None
+        takes_any = any(p.model_config.get("extra") == "allow" for p in parts)
+        tree[name] = None if takes_any else merged or None
     return tree
 
 
@@ -169,6 +171,13 @@ def execution_problems(execution: Any) -> list[str]:
     return list(_unknown(execution, key_tree(ExecutionConfig), "execution."))
 
 
+def backend_map_problems(name: str, mapping: Any) -> list[str]:
+    """Name every key of `runners` or `images` that is no backend."""
+    if not isinstance(mapping, Mapping):
+        return [f"{name}: must be a mapping of backend to value, not {type(mapping).__name__}"]
+    return list(_unknown(mapping, dict.fromkeys(registry.backend_names()), f"{name}."))
+
+
 def credential_problems(data: Any, path: str = "") -> list[str]:
     """Name every place that looks like a credential, without repeating it."""
     if isinstance(data, Mapping):
@@ -188,8 +197,12 @@ def credential_problems(data: Any, path: str = "") -> list[str]:
 
 
 def snake_case(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a mapping with camelCase keys of its first level turned into snake_case."""
-    return {re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", k).lower() if isinstance(k, str) else k: v for k, v in data.items()}
+    """Give a mapping with camelCase keys turned into snake_case, at every depth."""
+    found = {}
+    for key, value in data.items():
+        name = re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", key).lower() if isinstance(key, str) else key
+        found[name] = snake_case(value) if isinstance(value, Mapping) else value
+    return found
 
 
 def refuse(problems: Iterable[str], *, source: str) -> None:

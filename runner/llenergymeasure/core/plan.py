@@ -40,12 +40,12 @@ def make_plan(study: StudyConfig) -> Plan:
     """Lay out a study's runs; pure and deterministic."""
     hashes = [measurement_config_hash(e) for e in study.experiments]
     design = study_design_hash(hashes)
-    cycles = [study.execution.n_cycles * r for r in (study.repeats or (1,) * len(hashes))]
+    repeats = study.repeats or (1,) * len(hashes)
     numbered: list[Run] = []
-    for cycle in range(1, max(cycles) + 1):
+    for done in range(study.execution.n_cycles):  # whole passes, kept duplicates included: more cycles only append
         for position, digest in enumerate(hashes):
-            if cycle <= cycles[position]:
-                numbered.append(Run(len(numbered), cycle, position, digest))
+            for extra in range(repeats[position]):
+                numbered.append(Run(len(numbered), done * repeats[position] + extra + 1, position, digest))
     seed = design if study.execution.shuffle_seed is None else str(study.execution.shuffle_seed)
     return Plan(tuple(in_order(numbered, study.execution.cycle_order, seed)), design)
 
@@ -100,15 +100,25 @@ def gpu_count(config: ExperimentConfig) -> int:
 
 
 def describe(config: ExperimentConfig, among: Sequence[ExperimentConfig] = ()) -> str:
-    """One line for a configuration: what tells it apart from `among`, else backend and precision."""
-    flat = flatten(config.model_dump(exclude_none=True, exclude={"output"}))
-    others = [flatten(e.model_dump(exclude_none=True, exclude={"output"})) for e in among]
-    varying = sorted({k for k, v in flat.items() if any(o.get(k) != v for o in others)})
-    keys = [k for k in varying if k != "backend"]
-    shown = [f"{k.removeprefix(config.backend + '.')}={flat[k]}" for k in keys]
-    if not shown:
-        shown = [] if any(e.backend != config.backend for e in among) else [config.precision]
+    """One line for a configuration: its backend and what tells it apart from `among`, else its precision.
+
+    Settings of a backend's own section are compared with experiments of that backend only.
+    """
+    own = f"{config.backend}."
+    mine = _shown_fields(config)
+    different: set[str] = set()
+    for other in among:
+        theirs = _shown_fields(other)
+        same_backend = other.backend == config.backend
+        different |= {k for k, v in mine.items() if theirs.get(k) != v and (same_backend or not k.startswith(own))}
+    shown = [f"{k.removeprefix(own)}={mine[k]}" for k in sorted(different - {"backend"})]
+    if not shown and all(e.backend == config.backend for e in among):
+        shown = [config.precision]
     return " ".join([config.backend, *shown])
+
+
+def _shown_fields(config: ExperimentConfig) -> dict[str, object]:
+    return flatten(config.model_dump(exclude_none=True, exclude={"output"}))
 
 
 def flatten(data: dict[str, object], prefix: str = "") -> dict[str, object]:

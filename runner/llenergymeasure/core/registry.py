@@ -83,9 +83,22 @@ def batch_size_key(name: str) -> str | None:
     return cast("str | None", getattr(_plugin("backends", name), "BATCH_SIZE_KEY", None))
 
 
+def completed(name: str, section: BaseModel, *, precision: str, lora: bool) -> BaseModel:
+    """A backend's section with what other fields imply filled in, where its plug-in has a rule for that."""
+    rule = getattr(_plugin("backends", name), "completed", None)
+    return section if rule is None else cast("BaseModel", rule(section, precision=precision, lora=lora))
+
+
 def gpu_count(name: str, section: BaseModel | None) -> int:
     """GPUs that one run of this backend needs with these settings (0: none)."""
     return int(_plugin("backends", name).gpu_count(section))
+
+
+def gpus_used(name: str, section: BaseModel | None) -> int | None:
+    """How many of the visible GPUs a run computes on, the first ones; None: it may spread over all of them."""
+    plugin = _plugin("backends", name)
+    spread = getattr(plugin, "spreads", lambda _section: False)(section)
+    return None if spread else (plugin.gpu_count(section) or None)
 
 
 def is_real(name: str) -> bool:

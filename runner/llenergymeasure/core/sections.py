@@ -68,8 +68,8 @@ class DecoderConfig(Part):
             return {**PRESETS[data["preset"]], **written}
         return data
 
-    @model_validator(mode="after")
-    def _check(self) -> "DecoderConfig":
+    def check(self) -> None:
+        """Raise ValueError for values that contradict each other; the experiment asks when it is their turn."""
         beam = self.decoding_strategy == "beam"
         if self.num_beams is not None and not beam:
             raise ValueError(
@@ -80,7 +80,6 @@ class DecoderConfig(Part):
         idle = [k for k in SAMPLING_FIELDS if k in self.model_fields_set and getattr(self, k) not in (None, 1.0)]
         if beam and idle:
             raise ValueError(f"{', '.join(idle)} has no effect with decoding_strategy: beam; remove it")
-        return self
 
     @property
     def is_greedy(self) -> bool:
@@ -196,11 +195,10 @@ class LoraConfig(Part):
     adapter_path: str | None = Field(None, min_length=1, description="Local folder of the adapter.")
     merge_weights: Bool = Field(False, description="Merge the adapter into the weights after loading.")
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "LoraConfig":
+    def check(self) -> None:
+        """Raise ValueError unless there is exactly one adapter; the experiment asks when it is LoRA's turn."""
         if (self.adapter_id is None) == (self.adapter_path is None):
             raise ValueError("lora needs exactly one of adapter_id and adapter_path")
-        return self
 
 
 class GoodputConfig(Part):

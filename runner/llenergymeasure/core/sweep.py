@@ -18,6 +18,7 @@ from llenergymeasure.core.config import (
     ExperimentConfig,
     SkippedCombination,
     StudyConfig,
+    without_nulls,
 )
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.identity import measurement_config_hash
@@ -47,6 +48,8 @@ def deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     merged: dict[str, Any] = copy_tree(dict(under))
     for key, value in over.items():
         below = merged.get(key)
+        if value is None and key in merged:
+            continue  # null equals absent
         if isinstance(below, dict) and isinstance(value, Mapping):
             merged[key] = deep_merge(below, value)
         else:
@@ -86,10 +89,13 @@ def expand(body: Mapping[str, Any], *, source: str = "study", default_cycles: in
     )
     problems = [*keys.experiment_problems(fixed), *_shape_problems(sweep, entries)]
     problems += keys.execution_problems(execution) if execution is not None else []
+    for name in ("runners", "images"):
+        problems += keys.backend_map_problems(name, body.get(name) or {})
     problems += keys.credential_problems(dict(body))
+    backends, unclear = _backends(fixed, sweep) if _has_sweep(body) and isinstance(sweep, Mapping) else ((), [])
+    problems += unclear or [*_section_problems(fixed, backends, entries)]
+    problems += keys.sweep_problems(sweep, backends) if backends else []
     keys.refuse(problems, source=source)
-    backends = _backends(fixed, sweep, source) if _has_sweep(body) else ()
-    keys.refuse([*keys.sweep_problems(sweep, backends), *_section_problems(fixed, backends, entries)], source=source)
     _refuse_too_many(sweep, backends, entries, source)
 
     points = [*_points(fixed, sweep, backends), *_entry_points(fixed, entries, source)]
@@ -99,8 +105,7 @@ def expand(body: Mapping[str, Any], *, source: str = "study", default_cycles: in
     if not valid:
         reasons = list(dict.fromkeys(s.reason for s in skipped))
         raise ConfigError(f"{source}: all {len(skipped)} combinations are invalid\n  - " + "\n  - ".join(reasons[:10]))
-    execution_fields = {k: v for k, v in (execution or {}).items() if v is not None}
-    resolved = ExecutionConfig.model_validate({"n_cycles": default_cycles, **execution_fields})
+    resolved = ExecutionConfig.model_validate({"n_cycles": default_cycles, **without_nulls(execution or {})})
     unique, repeats, notices = _unique(valid, deduplicate=resolved.deduplicate)
     if 2 * len(skipped) > len(points):
         notices.insert(0, f"{len(skipped)} of {len(points)} combinations are invalid and will be skipped")
@@ -122,7 +127,7 @@ def study_of_one(config: ExperimentConfig, *, name: str | None = None) -> StudyC
 
 
 def _has_sweep(body: Mapping[str, Any]) -> bool:
-    return "sweep" in body or not body.get("experiments")
+    return "sweep" in body or body.get("experiments") is None
 
 
 def _shape_problems(sweep: Any, entries: Any) -> Iterator[str]:
@@ -142,31 +147,36 @@ def _shape_problems(sweep: Any, entries: Any) -> Iterator[str]:
             yield from keys.experiment_problems(entry, where=f"experiments[{i}].")
 
 
-def _backends(fixed: Mapping[str, Any], sweep: Mapping[str, Any], source: str) -> tuple[str, ...]:
+def _backends(fixed: Mapping[str, Any], sweep: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str]]:
+    """The backends of a sweep, or none and the problem that keeps them unknown."""
     written = fixed.get("backend")
     if written is not None:
         chosen = (written,) if isinstance(written, str) else tuple(written) if isinstance(written, list) else ()
         unknown = [b for b in chosen if b not in registry.backend_names()]
         if unknown or not chosen:
             near = keys.did_you_mean(str(unknown[0]), registry.backend_names()) if unknown else ""
-            raise ConfigError(
-                f"{source}: backend: {written!r} is not known; valid: {', '.join(registry.backend_names())}{near}"
-            )
-        return tuple(dict.fromkeys(chosen))
+            return (), [f"backend: {written!r} is not known; valid: {', '.join(registry.backend_names())}{near}"]
+        return tuple(dict.fromkeys(chosen)), []
     heads = [str(k).partition(".")[0] for k in sweep] + [k for k, v in fixed.items() if v is not None]
     implied = tuple(b for b in registry.backend_names() if b in heads)
     if len(implied) != 1:
         found = f"its keys imply {' and '.join(implied)}" if implied else "no key implies one"
         example = ", ".join(implied or registry.backend_names())
-        raise ConfigError(f"{source}: backend is missing and {found}; write backend: [{example}] or one of them")
-    return implied
+        return (), [f"backend: is missing and {found}; write backend: [{example}] or one of them"]
+    return implied, []
 
 
 def _section_problems(fixed: Mapping[str, Any], backends: tuple[str, ...], entries: Sequence[Any]) -> Iterator[str]:
-    in_entries = {e.get("backend") for e in entries if isinstance(e, Mapping)}
+    written = [_entry_backend(e, fixed) for e in entries if isinstance(e, Mapping)]
+    in_study = [*backends, *(b for w in written for b in _values(w))]
     for name in registry.backend_names():
-        if fixed.get(name) is not None and backends and name not in backends and name not in in_entries:
-            yield f"{name}: this study runs {', '.join(backends)}, not {name}; remove the section or add the backend"
+        if fixed.get(name) is not None and in_study and name not in in_study:
+            runs = ", ".join(map(str, dict.fromkeys(in_study)))
+            yield f"{name}: this study runs {runs}, not {name}; remove the section or add the backend"
+
+
+def _entry_backend(entry: Mapping[str, Any], fixed: Mapping[str, Any]) -> Any:
+    return entry.get("backend") or fixed.get("backend") or _DEFAULT_BACKEND
 
 
 def _values(value: Any) -> list[Any]:
@@ -204,7 +214,7 @@ def _entry_points(
     fixed: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], source: str
 ) -> Iterator[dict[str, Any]]:
     for i, entry in enumerate(entries):
-        backend = entry.get("backend") or fixed.get("backend") or _DEFAULT_BACKEND
+        backend = _entry_backend(entry, fixed)
         if isinstance(backend, list):
             if len(backend) != 1:
                 raise ConfigError(f"{source}: experiments[{i}]: name one backend of {', '.join(map(str, backend))}")
@@ -229,14 +239,19 @@ def _validate(points: Iterable[dict[str, Any]]) -> tuple[list[ExperimentConfig],
 
 
 def reason(err: ValidationError) -> str:
-    """One line for a refused combination: field and message of each error, without pydantic's decoration."""
+    """One line for a refused combination: all its errors."""
+    return "; ".join(reasons(err))
+
+
+def reasons(err: ValidationError) -> list[str]:
+    """Field and message of each error, without pydantic's decoration."""
     parts = []
     for e in err.errors(include_url=False, include_context=False):
         where = ".".join(str(p) for p in e["loc"])
         text = e["msg"].removeprefix("Value error, ")
         shown = "" if e["type"] in ("value_error", "missing") else f" (got {e['input']!r:.60})"
         parts.append(f"{where}: {text}{shown}" if where else text)
-    return "; ".join(parts)
+    return parts
 
 
 def _unique(

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, EnergyRecord
 from llenergymeasure.core.errors import MeasurementError
-from llenergymeasure.nvml_sampling import visible_devices
+from llenergymeasure.nvml_sampling import visible_devices, whole_boards
 
 NAME = "codecarbon"
 AUTO_RANK = 3
@@ -31,10 +31,10 @@ class Source:
         self._host_j: float | None = None
 
     def availability(self) -> Availability:
-        """Needs the library."""
+        """Needs the library, and GPUs that are whole where there are some."""
         if importlib.util.find_spec("codecarbon") is None:
             return Availability(False, "codecarbon is not installed", 'pip install "llenergymeasure[codecarbon]"')
-        return Availability(True)
+        return whole_boards()
 
     def devices(self) -> tuple[Device, ...]:
         """Visible GPUs."""
@@ -73,10 +73,14 @@ class Source:
         return end_s
 
     def _share(self, joules: float) -> tuple[DeviceEnergy, ...]:
-        """CodeCarbon gives one figure for all GPUs; with one GPU it is that GPU's."""
-        if len(self._devices) == 1:
+        """CodeCarbon gives one figure for all GPUs; with one GPU it is that GPU's; 0 means that it saw none."""
+        if len(self._devices) == 1 and joules > 0:
             return (DeviceEnergy(self._devices[0].uuid, joules),)
         reason = "codecarbon gives one figure for all GPUs, which cannot be split"
+        if joules <= 0:
+            reason = (
+                "codecarbon read no GPU energy in this window; it needs nvidia-smi on the PATH and a second or more"
+            )
         return tuple(DeviceEnergy(d.uuid, None, reason=reason) for d in self._devices)
 
     def mean_power_w(self, start_s: float, end_s: float) -> float | None:

@@ -6,8 +6,10 @@ computes. Host energy (RAPL) comes back in a field of its own and is never added
 
 import importlib.util
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -19,6 +21,22 @@ from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, vis
 NAME = "zeus"
 AUTO_RANK = 1
 TICK_S = 0.1  # counter period of current data-centre GPUs; Zeus does not interpolate (measurement.md §1, §2)
+
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@contextmanager
+def _by_nvml_index(devices: Sequence[Device]) -> Iterator[None]:
+    """Zeus 0.16 numbers GPUs by position in CUDA_VISIBLE_DEVICES and reads integers only: name this run's for it."""
+    before = os.environ.get(VISIBLE)
+    if devices:
+        os.environ[VISIBLE] = ",".join(str(d.index) for d in devices)
+    try:
+        yield
+    finally:
+        os.environ.pop(VISIBLE, None)
+        os.environ |= {VISIBLE: before} if before is not None else {}
 
 
 class Source:
@@ -51,7 +69,8 @@ class Source:
 
         self._devices = tuple(devices)
         try:
-            self._monitor = ZeusMonitor(gpu_indices=[d.index for d in devices])
+            with _by_nvml_index(self._devices):
+                self._monitor = ZeusMonitor(gpu_indices=list(range(len(devices))))
         except Exception as err:
             raise MeasurementError(f"zeus cannot start: {type(err).__name__}: {err}") from err
         if self._devices:
@@ -70,15 +89,14 @@ class Source:
         except ValueError as err:
             raise MeasurementError(f"zeus window {name!r}: {err}") from err
         spread = TICK_S / (measured.time * math.sqrt(6))
-        found = [self._device(d, measured.gpu_energy, spread) for d in self._devices]
+        found = [self._device(d, measured.gpu_energy.get(i), spread) for i, d in enumerate(self._devices)]
         self._windows[name] = tuple(found)
         if name == "window":
             parts = [*(measured.cpu_energy or {}).values(), *(measured.dram_energy or {}).values()]
             self._host_j = sum(parts) if parts else None
         return self._sampler.mark() if self._sampler else time.monotonic()
 
-    def _device(self, device: Device, energy: dict[int, float], spread: float) -> DeviceEnergy:
-        joules = energy.get(device.index)
+    def _device(self, device: Device, joules: float | None, spread: float) -> DeviceEnergy:
         if joules is None:
             return DeviceEnergy(device.uuid, None, reason=f"zeus gave no energy for GPU {device.index}")
         return DeviceEnergy(device.uuid, float(joules), spread * float(joules))

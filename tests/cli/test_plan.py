@@ -1,0 +1,118 @@
+"""`llem plan` and `--dry-run` show what would run, in people's and in programs' words, and run nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.process import Planned, llem, over, tree, write
+
+from llenergymeasure.core.config import ExperimentConfig
+from llenergymeasure.core.identity import measurement_config_hash
+
+STUDY: dict[str, Any] = {
+    "name": "grid",
+    "sweep": {"precision": ["fp16", "fp99"], "n": [2, 3]},
+    "execution": {"n_cycles": 2, "cycle_order": "interleaved"},
+}
+
+
+@pytest.mark.parametrize("words", [["plan"], ["run", "--dry-run"]], ids=["plan", "run --dry-run"])
+def test_plan_as_json_has_the_documented_shape(tmp_path: Path, words: list[str]) -> None:
+    """Programs get exactly the keys of the specification: design hash, experiments, runs, skipped."""
+    file = write(tmp_path, STUDY)
+
+    ended = llem(words[0], file, *words[1:], "--json", cwd=tmp_path)
+
+    plan = json.loads(ended.out)
+    assert set(plan) == {"study_design_hash", "experiments", "runs", "skipped"}
+    assert [set(e) for e in plan["experiments"]] == [{"index", "config_hash", "backend", "summary", "config"}] * 2
+    assert [set(r) for r in plan["runs"]] == [{"index", "cycle", "config_hash"}] * 4
+    assert [set(s) for s in plan["skipped"]] == [{"config", "reason"}] * 2
+    assert ended.code == 0
+
+
+def test_plan_lists_runs_in_the_order_in_which_they_start(planned: Callable[..., Planned], tmp_path: Path) -> None:
+    """`runs` is the order of execution; index and cycle say where each belongs."""
+    file = write(tmp_path, STUDY)
+
+    by_cycle, by_config = planned(file).plan, planned(file, "--order", "sequential").plan
+    first, second = (e["config_hash"] for e in by_cycle["experiments"])
+
+    assert [r["config_hash"] for r in by_cycle["runs"]] == [first, second, first, second]
+    assert [r["index"] for r in by_cycle["runs"]] == [0, 1, 2, 3]
+    assert [r["config_hash"] for r in by_config["runs"]] == [first, first, second, second]
+    assert [(r["index"], r["cycle"]) for r in by_config["runs"]] == [(0, 1), (2, 2), (1, 1), (3, 2)]
+
+
+def test_planned_config_is_what_the_hash_covers(planned: Callable[..., Planned], tmp_path: Path) -> None:
+    """The `config` of a planned experiment, read as an experiment again, has the same hash."""
+    for experiment in planned(write(tmp_path, STUDY)).plan["experiments"]:
+        assert measurement_config_hash(ExperimentConfig(**experiment["config"])) == experiment["config_hash"]
+
+
+def test_plan_of_one_experiment_is_a_study_of_one(planned: Callable[..., Planned], tmp_path: Path) -> None:
+    """A plain experiment file plans as one run of one cycle."""
+    plan = planned(write(tmp_path)).plan
+
+    assert [e["index"] for e in plan["experiments"]] == [0]
+    assert [(r["index"], r["cycle"]) for r in plan["runs"]] == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("words", "shows_order"), [(["plan"], True), (["run", "--dry-run"], False)], ids=["plan", "run --dry-run"]
+)
+def test_plan_for_people_shows_grid_counts_and_duration(tmp_path: Path, words: list[str], shows_order: bool) -> None:
+    """The grid, the runs, the order, the memory, the expected duration on stdout; skipped ones on stderr."""
+    file = write(tmp_path, over(STUDY, {"execution": {"config_gap_seconds": 60, "cycle_gap_seconds": 300}}))
+
+    ended = llem(words[0], file, *words[1:], cwd=tmp_path)
+
+    assert ended.code == 0
+    assert "grid: 2 experiments x 2 cycles = 4 runs, order interleaved" in ended.out
+    assert "memory (MB)" in ended.out
+    assert "pauses 7 min" in ended.out  # 60 s + 300 s + 60 s
+    assert ("order of runs:" in ended.out) is shows_order
+    assert "2 combinations are skipped" in ended.err
+    assert "fp99" in ended.err
+
+
+@pytest.mark.parametrize(
+    "body", [pytest.param({}, id="experiment"), pytest.param(STUDY, id="study")]
+)
+@pytest.mark.parametrize(
+    "words", [["run", "--dry-run"], ["run", "--dry-run", "-o", "out"], ["plan"]], ids=["dry run", "with -o", "plan"]
+)  # fmt: skip
+def test_planning_runs_and_writes_nothing(
+    tmp_path: Path, heavy_imports: Callable[[], list[str]], body: dict[str, Any], words: list[str]
+) -> None:
+    """A plan makes no folder, starts no engine and loads none, for a study as for one experiment."""
+    file = write(tmp_path, body)
+
+    ended = llem(words[0], file, *words[1:], cwd=tmp_path)
+
+    assert ended.code == 0
+    assert tree(tmp_path) == {"config.yaml"}
+    assert heavy_imports() == []
+
+
+def test_memory_of_the_builtin_model_is_estimated_without_loading_it(
+    tmp_path: Path, heavy_imports: Callable[[], list[str]]
+) -> None:
+    """A dry run estimates memory from the model's description: 135 M parameters of 2 bytes and some."""
+    body = {"model": "builtin:smollm2-135m", "backend": "pytorch"}
+
+    ended = llem("run", write(tmp_path, body), "--dry-run", cwd=tmp_path)
+
+    (row,) = [line for line in ended.out.splitlines() if line.startswith("0  ")]
+    assert 270 < float(row.split()[-1].replace(",", "")) < 600
+    assert heavy_imports() == []
+
+
+def test_unknown_memory_is_said_to_be_unavailable(tmp_path: Path) -> None:
+    """Where the model's description is not at hand, the plan says so and is still a plan."""
+    ended = llem("run", "-m", "acme/unknown", "--dry-run", cwd=tmp_path)
+
+    assert ended.code == 0
+    assert "(unavailable)" in ended.out

@@ -1,0 +1,265 @@
+"""Joules from the ticks of a counter, against pretended counters whose true energy is known in closed form."""
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llenergymeasure.core.contracts import DeviceEnergy
+from llenergymeasure.core.energy_series import EnergySeries, Tick, device_energy, total
+from llenergymeasure.core.errors import MeasurementError
+
+Energy = Callable[[float], float]  # true joules used up to an instant
+
+
+def constant(power_w: float) -> Energy:
+    return lambda t: power_w * t
+
+
+def step(at_s: float, low_w: float, high_w: float) -> Energy:
+    return lambda t: low_w * t if t < at_s else low_w * at_s + high_w * (t - at_s)
+
+
+def sine(mean_w: float, amplitude_w: float, period_s: float) -> Energy:
+    k = 2 * math.pi / period_s
+    return lambda t: mean_w * t + amplitude_w / k * (1 - math.cos(k * t))
+
+
+def ramp(start_w: float, per_s: float) -> Energy:
+    return lambda t: start_w * t + per_s * t * t / 2
+
+
+def recorded(
+    energy: Energy, *, period_s: float = 0.1, phase: float = 0.0, until_s: float = 70.0, poll_s: float = 0.0,
+    jitter_s: float = 0.0, seed: int = 1, first_s: float = -5.0,
+) -> EnergySeries:  # fmt: skip
+    """What a sampler would record of a counter that shows, at each tick, the energy used up to that tick.
+
+    The reader sees a new value up to `poll_s` after it appeared and had seen the old one `poll_s` before that.
+    """
+    draw = random.Random(seed)
+    ticks = []
+    for i in range(round((until_s - first_s) / period_s)):
+        t = first_s + (i + phase) * period_s + draw.gauss(0, jitter_s)
+        seen = t + draw.uniform(0, poll_s)
+        ticks.append(Tick(seen - poll_s, seen, energy(t)))
+    return EnergySeries(tuple(ticks), jitter_s=jitter_s)
+
+
+def joules(series: EnergySeries, start_s: float, end_s: float) -> tuple[float, float]:
+    found = series.between(start_s, end_s)
+    assert found.value is not None, found.reason
+    assert found.std_uncertainty is not None
+    assert found.reason is None
+    return found.value, found.std_uncertainty
+
+
+@given(
+    power_w=st.floats(1, 1000),
+    start_s=st.floats(0, 5),
+    length_s=st.floats(5, 60),
+    period_s=st.floats(0.02, 0.5),
+    phase=st.floats(0, 0.99),
+)
+@settings(max_examples=60, deadline=None)
+def test_constant_load_is_exact(power_w: float, start_s: float, length_s: float, period_s: float, phase: float) -> None:
+    """Under constant power the interpolation is exact, wherever the edges fall between the ticks."""
+    series = recorded(constant(power_w), period_s=period_s, phase=phase)
+    value, _ = joules(series, start_s, start_s + length_s)
+    assert value == pytest.approx(power_w * length_s, rel=1e-9)
+
+
+# Loads and the largest mean error over all tick phases: 0.005 % (measurement.md §7); a load that swings by half its
+# power within a few ticks of the edge bends what is interpolated there, which the uncertainty has to cover.
+LOADS = [
+    ("constant", constant(300), 5e-5),
+    ("step-in-the-window", step(20.0, 120, 600), 5e-5),
+    ("slow-sine", sine(400, 100, 13.7), 5e-5),
+    ("ramp", ramp(300, 2), 5e-5),
+    ("fast-sine", sine(400, 200, 0.73), 1e-4),
+]
+
+
+@pytest.mark.parametrize(("energy", "bias"), [load[1:] for load in LOADS], ids=[load[0] for load in LOADS])
+def test_known_truth_lies_within_the_stated_uncertainty(energy: Energy, bias: float) -> None:
+    """Over 64 tick phases with noisy readings the mean is right and three standard uncertainties are enough."""
+    start_s, end_s = 3.0, 63.037  # no multiple of the tick period
+    truth = energy(end_s) - energy(start_s)
+    ratios, errors = [], []
+    for i in range(64):
+        series = recorded(energy, phase=i / 64, poll_s=0.005, jitter_s=0.002, seed=i)
+        value, u = joules(series, start_s, end_s)
+        ratios.append((value - truth) / u)
+        errors.append((value - truth) / truth)
+    assert max(map(abs, ratios)) <= 3
+    assert sum(abs(r) <= 2 for r in ratios) >= 58  # at least 90 %
+    assert abs(sum(errors)) / 64 <= bias
+    assert max(map(abs, errors)) <= 2e-4  # measurement.md §7: never more than 0.02 %
+    assert max(map(abs, ratios)) >= 0.3  # the statement is not merely huge
+
+
+def test_counter_that_lags_the_load_costs_less_than_two_hundredths_of_a_percent() -> None:
+    """Every tick shows the energy of up to 30 ms ago: over a minute at constant load nothing is lost."""
+    for lag_s in (0.0, 0.012, 0.030):
+        series = recorded(lambda t, lag_s=lag_s: 300 * (t - lag_s), phase=0.37)
+        value, _ = joules(series, 3.0, 63.037)
+        assert value == pytest.approx(300 * 60.037, rel=2e-4)
+
+
+def test_adjacent_windows_add_up() -> None:
+    """Energy is conserved: two windows that touch have the energy of the one they make."""
+    series = recorded(sine(400, 200, 0.73), poll_s=0.005, jitter_s=0.002)
+    first, second, whole = (joules(series, *w)[0] for w in ((2.0, 17.777), (17.777, 50.0), (2.0, 50.0)))
+    assert first + second == pytest.approx(whole, rel=1e-12)
+
+
+# The formula, by hand (measurement.md §2, loaded edges).
+
+
+def by_hand(period_s: float, step0_w: float, step1_w: float, mean_w: float, width_s: float, jitter_s: float) -> float:
+    """u = sqrt(tau^2 (dP0^2 + dP1^2) / 48 + 2 (P sigma_t)^2), sigma_t^2 = w^2 / 12 + jitter^2; in J."""
+    sigma_t2 = width_s**2 / 12 + jitter_s**2
+    return math.sqrt(period_s**2 * (step0_w**2 + step1_w**2) / 48 + 2 * mean_w**2 * sigma_t2)
+
+
+def test_uncertainty_of_a_steady_load_is_that_of_the_instants() -> None:
+    """Constant 300 W, readings 6 ms apart, jitter 4 ms: u = sqrt(2) * 300 W * sqrt(6^2/12 + 4^2) ms = 1.849 J."""
+    ticks = [Tick(0.1 * i - 0.003, 0.1 * i + 0.003, 30.0 * i) for i in range(200)]
+    _, u = joules(EnergySeries(tuple(ticks), jitter_s=0.004), 5.0, 15.0)
+    assert u == pytest.approx(1.849, abs=0.001)
+    assert u == pytest.approx(by_hand(0.1, 0, 0, 300, 0.006, 0.004), rel=1e-9)
+
+
+def test_uncertainty_grows_with_a_change_of_power_at_the_edges() -> None:
+    """100 W before and 400 W inside: each edge adds tau^2 dP^2 / 48 with dP = 300 W."""
+    cumulative, ticks = 0.0, []
+    for i in range(200):
+        ticks.append(Tick(0.1 * i, 0.1 * i, cumulative))
+        cumulative += (400 if 50 <= i < 150 else 100) * 0.1
+    series = EnergySeries(tuple(ticks), jitter_s=0.0)
+    value, u = joules(series, 5.05, 14.95)
+    assert value == pytest.approx(400 * 9.9, rel=1e-9)
+    assert u == pytest.approx(by_hand(0.1, 300, 300, 400, 0, 0), rel=1e-6)
+    assert u == pytest.approx(math.sqrt(0.01 * (300**2 + 300**2) / 48), rel=1e-6)
+
+
+def test_default_jitter_is_the_measured_one() -> None:
+    """Where no self-test ran, the 4 ms of the H100 are assumed."""
+    ticks = tuple(Tick(0.1 * i, 0.1 * i, 30.0 * i) for i in range(200))
+    assert joules(EnergySeries(ticks), 5.0, 15.0)[1] == pytest.approx(math.sqrt(2) * 300 * 0.004, rel=1e-9)
+
+
+# No number rather than a wrong one.
+
+
+GOOD = recorded(constant(300))
+
+
+def without(series: EnergySeries, start_s: float, end_s: float) -> EnergySeries:
+    return EnergySeries(tuple(t for t in series.ticks if not start_s < t.t_s < end_s), series.jitter_s)
+
+
+def gone_back(series: EnergySeries, at_s: float) -> EnergySeries:
+    ticks = (Tick(t.before_s, t.after_s, t.joules if t.t_s < at_s else t.joules - 1e4) for t in series.ticks)
+    return EnergySeries(tuple(ticks), series.jitter_s)
+
+
+REFUSED: list[tuple[str, EnergySeries, tuple[float, float], str]] = [
+    ("no-ticks", EnergySeries(()), (0, 10), "0 ticks recorded"),
+    ("two-ticks", EnergySeries(GOOD.ticks[:2]), (0, 10), "2 ticks recorded"),
+    ("back", gone_back(GOOD, 30), (3, 60), "counter_reset"),
+    ("back-outside", gone_back(GOOD, 65), (3, 60), "counter_reset"),
+    ("constant", EnergySeries(tuple(Tick(0.1 * i, 0.1 * i, 500.0) for i in range(700))), (3, 60), "counter_constant"),
+    ("gap-at-start", without(GOOD, 2.8, 3.3), (3, 60), "sample_gap"),
+    ("gap-at-end", without(GOOD, 59.8, 60.3), (3, 60), "sample_gap"),
+    ("starts-too-late", without(GOOD, -9, 4), (3, 60), "sample_gap"),
+    ("ends-too-early", without(GOOD, 50, 99), (3, 60), "sample_gap"),
+    ("too-short", GOOD.__class__(GOOD.ticks, jitter_s=0.01), (3, 3.2), "uncertainty"),
+    ("stuck-clock", EnergySeries(tuple(Tick(1.0, 1.0, 1.0 * i) for i in range(9))), (0, 10), "ticks"),
+]
+
+
+@pytest.mark.parametrize(("series", "window", "reason"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_unusable_ticks_give_none_with_a_reason(series: EnergySeries, window: tuple[float, float], reason: str) -> None:
+    """A missing, stuck or reset counter gives no joules, above all not zero joules, and says why."""
+    found = series.between(*window)
+    assert found.value is None
+    assert found.std_uncertainty is None
+    assert found.reason is not None
+    assert reason in found.reason
+
+
+def test_gap_inside_the_window_loses_nothing() -> None:
+    """The counter is cumulative: ticks that were not read between the edges do not matter."""
+    holed = without(GOOD, 20, 40)
+    assert joules(holed, 3.0, 60.0)[0] == pytest.approx(300 * 57, rel=1e-9)
+
+
+def test_short_gap_at_an_edge_is_bridged_and_a_longer_one_is_not() -> None:
+    """Up to three periods around an edge can be interpolated; more cannot."""
+    assert without(GOOD, 2.91, 3.09).between(3.0, 60.0).value is not None
+    assert without(GOOD, 2.81, 3.19).between(3.0, 60.0).value is None
+
+
+@pytest.mark.parametrize("window", [(5.0, 5.0), (6.0, 5.0)], ids=["empty", "reversed"])
+def test_window_that_does_not_exist_is_an_error(window: tuple[float, float]) -> None:
+    """A window of no length is a mistake of the program, not a measurement of zero."""
+    with pytest.raises(MeasurementError, match="its end must lie after its start"):
+        GOOD.between(*window)
+
+
+def test_two_percent_is_the_limit_of_what_is_given() -> None:
+    """Joules whose edges are uncertain by more than 2 % are withheld; just below they are given."""
+    ticks = tuple(Tick(0.1 * i, 0.1 * i, 30.0 * i) for i in range(200))
+    series = EnergySeries(ticks, jitter_s=0.01)  # u/E = sqrt(2) * 0.01 s / T, 2 % at T = 0.707 s
+    assert series.between(5.0, 5.70).value is None
+    assert series.between(5.0, 5.72).value is not None
+
+
+def test_curve_reads_the_same_energy_without_judging() -> None:
+    """For pictures: the interpolated joules, also where a window is too short to be judged; None outside."""
+    assert GOOD.interpolated_j(3.0, 3.01) == pytest.approx(3.0, rel=1e-9)
+    assert GOOD.interpolated_j(3.0, 999.0) is None
+
+
+def test_period_is_the_median_distance_of_ticks() -> None:
+    """A few missed ticks do not change the period; with fewer than three there is none."""
+    assert GOOD.period_s == pytest.approx(0.1, rel=1e-9)
+    assert without(GOOD, 10, 12).period_s == pytest.approx(0.1, rel=1e-9)
+    assert EnergySeries(GOOD.ticks[:2]).period_s is None
+
+
+def test_tick_lies_between_its_two_readings() -> None:
+    """The moment of an update is estimated in the middle of what is known."""
+    assert Tick(1.0, 1.5, 7.0).t_s == 1.25
+
+
+# Sums over devices.
+
+
+def test_total_adds_joules_and_adds_uncertainties_in_quadrature() -> None:
+    """Two boards of 100 +- 3 J and 200 +- 4 J are 300 +- 5 J."""
+    found = total([DeviceEnergy("a", 100.0, 3.0), DeviceEnergy("b", 200.0, 4.0)])
+    assert (found.value, found.std_uncertainty) == (300.0, 5.0)
+
+
+def test_total_with_an_unknown_device_is_unknown_and_names_it() -> None:
+    """A board that was not measured does not make a smaller sum; no board makes no zero."""
+    found = total([DeviceEnergy("a", 100.0, 3.0), DeviceEnergy("b", None, reason="sample_gap: x")])
+    assert found.value is None
+    assert found.reason == "b: sample_gap: x"
+    assert total([]).value is None
+    assert total([]).reason == "no device was measured"
+
+
+def test_device_record_carries_value_uncertainty_and_reason() -> None:
+    """What the series says is what the record of the device says."""
+    good = device_energy("GPU-a", GOOD, 3.0, 60.0)
+    assert (good.gpu_uuid, good.reason) == ("GPU-a", None)
+    assert good.joules == pytest.approx(300 * 57, rel=1e-9)
+    bad = device_energy("GPU-a", EnergySeries(()), 3.0, 60.0)
+    assert (bad.joules, bad.std_uncertainty_j) == (None, None)
+    assert bad.reason is not None

@@ -1,0 +1,268 @@
+"""The record of an experiment and of a study: exact round trip, older files, statistics over cycles."""
+
+import json
+import math
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from llenergymeasure.core.result import (
+    ExperimentResult,
+    StudyResult,
+    latency_statistics,
+    over_cycles,
+    percentile,
+    scalars,
+    statistic,
+)
+
+START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+REQUIRED: dict[str, Any] = {
+    "experiment_id": "e", "measurement_config_hash": "0123456789abcdef", "model": "m", "backend": "synthetic",
+    "measurement_methodology": "steady_state", "input_tokens": 10, "output_tokens": 20, "total_tokens": 30,
+    "requests": 2, "verdict": {"state": "valid"}, "duration_s": 1.5, "tokens_per_second": 13.3,
+    "total_tokens_per_second": 20.0, "requests_per_second": 1.3, "start_time": START, "end_time": START,
+}  # fmt: skip
+FULL: dict[str, Any] = {
+    **REQUIRED, "energy_total_j": 450.25, "energy_per_output_token_j": 22.5125, "mean_power_w": 300.1,
+    "energy_per_device_j": {"GPU-a": 200.25, "GPU-b": 250.0}, "steady_state_window": (0.25, 1.75),
+    "phases": {"window": {"start_s": 0.25, "end_s": 1.75}}, "request_output_tokens": [10, 10],
+    "effective_config": {"n": 2, "decoder": {"top_p": 0.9}, "list": [1, None, "x"]},
+    "uncertainty": {"edge": 0.001, "comparison": 0.02, "absolute": 0.097, "between_runs_source": "assumed"},
+    "cross_check": {"source": "average power", "ratio": 1.0001}, "null_reasons": {"co2_estimate_g": "no intensity"},
+    "verdict": {"state": "invalid", "reasons": [{"code": "throttled", "sentence": "Hot.", "fix": "Cool."}]},
+    "warmup": {"converged": True, "final_cv": 0.01, "iterations_completed": 5, "target_cv": 0.05, "max_prompts": 20,
+               "latencies_ms": [1.1, 2.2]},
+    "flops": {"value": 1.23e15, "method": "2NP", "confidence": "high", "precision": "bf16"},
+    "texts": [{"request": 0, "prompt": "héllo\n", "output": "\u2028wörld \U0001f600"}],
+}  # fmt: skip
+
+
+def result(**fields: Any) -> ExperimentResult:
+    return ExperimentResult.model_validate({**REQUIRED, **fields})
+
+
+def test_full_result_survives_its_json_exactly(tmp_path: Path) -> None:
+    """Text, file and object are the same result, times to the microsecond."""
+    full = ExperimentResult.model_validate(FULL)
+    path = tmp_path / "result.json"
+    path.write_text(full.to_json(), encoding="utf-8")
+    assert ExperimentResult.from_json(full.to_json()) == full
+    assert ExperimentResult.from_json(path) == full
+    assert full.start_time == START
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    numbers, st.lists(numbers, max_size=4), st.dictionaries(st.text(max_size=4), numbers, max_size=3), st.integers(0)
+)
+@settings(max_examples=200, deadline=None)
+def test_any_number_survives_its_json_to_the_last_bit(
+    one: float, many: list[float], mapping: dict[str, float], tokens: int
+) -> None:
+    """No digit of a measured number is lost on disk, whatever its size."""
+    before = result(
+        energy_total_j=one, energy_per_device_j=mapping, output_tokens=tokens,
+        warmup={**FULL["warmup"], "latencies_ms": many}, environment_snapshot={"value": one, "list": many},
+    )  # fmt: skip
+    after = ExperimentResult.from_json(before.to_json())
+    assert after == before
+    assert after.energy_total_j is not None
+    assert after.warmup is not None
+    assert math.copysign(1, after.energy_total_j) == math.copysign(1, one)
+    assert [x.hex() for x in after.warmup.latencies_ms] == [x.hex() for x in many]
+
+
+def test_json_is_indented_by_two_and_has_no_nan() -> None:
+    """The file can be read by people and by every JSON parser."""
+    text = result().to_json()
+    assert text.startswith('{\n  "schema_version": "2.0",\n')
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["energy_total_j"] is None
+
+
+NOT_FINITE = [
+    ("energy", {"energy_total_j": math.nan}),
+    ("power", {"mean_power_w": math.inf}),
+    ("duration", {"duration_s": -math.inf}),
+    ("device", {"energy_per_device_j": {"GPU-a": math.nan}}),
+    ("window", {"steady_state_window": (0.0, math.nan)}),
+    ("uncertainty", {"uncertainty": {"edge": math.nan}}),
+    ("warmup", {"warmup": {**FULL["warmup"], "latencies_ms": [math.nan]}}),
+]
+
+
+@pytest.mark.parametrize("fields", [r[1] for r in NOT_FINITE], ids=[r[0] for r in NOT_FINITE])
+def test_nan_and_infinity_are_refused(fields: dict[str, Any]) -> None:
+    """A number that is none cannot enter a record: it would come back as `not measured`."""
+    with pytest.raises(ValidationError, match="finite"):
+        result(**fields)
+
+
+def test_older_result_without_optional_fields_loads_with_none() -> None:
+    """A file of an earlier version lacks fields; they are `not measured`, never 0."""
+    old = json.loads(result().to_json())
+    kept = {k: v for k, v in old.items() if k in REQUIRED}
+    loaded = ExperimentResult.from_json(json.dumps({**kept, "schema_version": "1.9"}))
+    assert loaded.schema_version == "1.9"
+    for name in ("energy_total_j", "energy_adjusted_j", "energy_per_output_token_j", "mean_power_w", "co2_estimate_g",
+                 "latency", "flops", "warmup", "cross_check", "memory_peak_mb"):  # fmt: skip
+        assert getattr(loaded, name) is None
+    assert loaded.energy_breakdown.raw_j is None
+    assert loaded.uncertainty.comparison is None
+    assert loaded.thermal.detected is None
+
+
+def test_newer_result_with_unknown_fields_loads() -> None:
+    """A file of a later version is read as far as it is understood."""
+    newer = {**json.loads(result().to_json()), "schema_version": "2.7", "brand_new": {"a": 1}}
+    assert ExperimentResult.from_json(json.dumps(newer)).schema_version == "2.7"
+
+
+@pytest.mark.parametrize("missing", ["measurement_config_hash", "verdict", "output_tokens", "duration_s", "backend"])
+def test_result_without_its_core_is_refused_by_name(missing: str) -> None:
+    """A truncated file is not a result."""
+    data = json.loads(result().to_json())
+    del data[missing]
+    with pytest.raises(ValidationError, match=missing):
+        ExperimentResult.from_json(json.dumps(data))
+
+
+def test_record_cannot_be_changed() -> None:
+    """A result is what was measured."""
+    with pytest.raises(ValidationError):
+        result().energy_total_j = 1.0
+
+
+def test_times_keep_their_instant_in_any_zone() -> None:
+    """A time written with an offset is the same instant."""
+    zone = timezone(timedelta(hours=5, minutes=30))
+    moved = result(start_time=START.astimezone(zone))
+    assert ExperimentResult.from_json(moved.to_json()).start_time == START
+
+
+def test_study_result_survives_its_json_and_holds_paths_only() -> None:
+    """A study's record names its result files instead of holding them."""
+    study = StudyResult.model_validate(
+        {
+            "name": "s", "study_design_hash": "h", "result_files": ["runs/00000_c1_m-x_0/result.json"],
+            "summary": {"generated": 4, "ran": 3, "failed": 1, "skipped": 2},
+            "experiments": [over_cycles("h", "pytorch bf16", [result(energy_total_j=1.0)])],
+            "skipped": [{"config": {"n": 0}, "reason": "n"}],
+            "failed": [{"index": 3, "cycle": 2, "config_hash": "h", "summary": "s", "error_type": "OutOfMemoryError"}],
+        }
+    )  # fmt: skip
+    assert StudyResult.from_json(study.to_json()) == study
+    assert all(isinstance(p, str) for p in study.result_files)
+
+
+# Statistics.
+
+
+@given(st.lists(st.integers(-(10**9), 10**9).map(lambda v: v / 1000), min_size=2, max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_interval_over_cycles_is_students(values: list[float]) -> None:
+    """Mean, s and half-width agree with scipy's t distribution, within the 0.1 % that the table promises."""
+    found = statistic(values)
+    assert found is not None
+    n = len(values)
+    mean = math.fsum(values) / n
+    s = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    scale = max(map(abs, values)) + 1e-300
+    assert found.n == n
+    assert found.mean == pytest.approx(mean, rel=1e-12, abs=1e-12 * scale)
+    assert found.s == pytest.approx(s, rel=1e-9, abs=1e-7 * scale)
+    assert found.half_width_95 == pytest.approx(found.s * scipy.stats.t.ppf(0.975, n - 1) / math.sqrt(n), rel=1e-3)
+
+
+def test_interval_is_right_for_every_small_n() -> None:
+    """Each entry of the t table is the exact point to its three digits."""
+    for n in range(2, 120):
+        found = statistic([0.0] * (n - 1) + [1.0])
+        assert found is not None
+        assert found.s is not None
+        assert found.half_width_95 is not None
+        t = found.half_width_95 * math.sqrt(n) / found.s
+        assert t == pytest.approx(scipy.stats.t.ppf(0.975, n - 1), rel=1e-3)
+
+
+def test_interval_by_hand() -> None:
+    """Three cycles of 1, 2, 3: mean 2, s 1, half-width 4.303 / sqrt(3) = 2.484."""
+    found = statistic([1.0, 2.0, 3.0])
+    assert found is not None
+    assert (found.mean, found.s, found.n) == (2.0, 1.0, 3)
+    assert found.half_width_95 == pytest.approx(2.484, abs=0.001)
+
+
+def test_single_cycle_has_a_mean_and_no_interval() -> None:
+    """One run says nothing about repeatability; none says nothing at all."""
+    found = statistic([5.0])
+    assert found is not None
+    assert (found.mean, found.s, found.half_width_95, found.n) == (5.0, None, None, 1)
+    assert statistic([]) is None
+
+
+def test_statistics_leave_out_what_was_not_measured() -> None:
+    """A missing energy is not averaged in as 0, and verdicts are counted."""
+    results = [
+        result(energy_per_output_token_j=2.0, tokens_per_second=10.0),
+        result(energy_per_output_token_j=4.0, tokens_per_second=20.0, verdict={"state": "invalid"}),
+        result(energy_per_output_token_j=None, tokens_per_second=30.0, verdict={"state": "unmeasured"}),
+    ]
+    found = over_cycles("h", "s", results)
+    assert found.cycles_completed == 3
+    assert found.verdicts == {"valid": 1, "invalid": 1, "unmeasured": 1}
+    assert (found.statistics["energy_per_output_token_j"].mean, found.statistics["energy_per_output_token_j"].n) == (
+        3,
+        2,
+    )
+    assert (found.statistics["tokens_per_second"].mean, found.statistics["tokens_per_second"].n) == (20, 3)
+    assert "mean_power_w" not in found.statistics
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_percentile_interpolates_between_ranks(values: list[float], share: float) -> None:
+    """The same percentile as scipy's default (linear between ranks)."""
+    wanted = scipy.stats.scoreatpercentile(values, 100 * share)
+    assert percentile(sorted(values), share) == pytest.approx(wanted, rel=1e-9, abs=1e-6)
+
+
+def test_latency_statistics_by_hand() -> None:
+    """1 ... 101 ms: mean and median 51, p90 91, p95 96, p99 100."""
+    found = latency_statistics([float(v) for v in range(101, 0, -1)])
+    assert found is not None
+    assert (found.samples, found.mean_ms, found.min_ms, found.max_ms) == (101, 51, 1, 101)
+    assert (found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms) == pytest.approx((51, 91, 96, 100))
+    assert latency_statistics([]) is None
+
+
+# One flat row for CSV and Parquet.
+
+
+def test_flat_row_has_the_scalars_with_dotted_groups_and_no_lists() -> None:
+    """Every plain quantity is a column, nested groups dotted; None stays None, never 0."""
+    row = scalars(ExperimentResult.model_validate(FULL))
+    assert row["energy_total_j"] == 450.25
+    assert row["uncertainty.comparison"] == 0.02
+    assert row["verdict.state"] == "invalid"
+    assert row["energy_adjusted_j"] is None
+    assert not any(isinstance(v, dict | list) for v in row.values())
+    assert not {"effective_config", "environment_snapshot", "texts"} & set(row)
+
+
+def test_parquet_row_reads_back(tmp_path: Path) -> None:
+    """The one-row table holds the same numbers."""
+    import pyarrow.parquet as pq
+
+    full = ExperimentResult.model_validate(FULL)
+    full.to_parquet(tmp_path / "r.parquet")
+    (row,) = pq.read_table(tmp_path / "r.parquet").to_pylist()
+    assert row == scalars(full)

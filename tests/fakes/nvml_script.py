@@ -1,0 +1,102 @@
+"""Writes scripts for the fake `pynvml` and knows their truth: the integral of power, computed independently."""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+FAKES = Path(__file__).resolve().parent
+SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
+
+
+@dataclass
+class Gpu:
+    """One scripted GPU; instants are seconds of CLOCK_MONOTONIC, `power` a list of (from, W) steps."""
+
+    uuid: str = "GPU-aaaaaaaa-0000-0000-0000-000000000000"
+    name: str = "NVIDIA H100 80GB HBM3"
+    power: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 300.0)])
+    period_s: float = 0.02
+    phase_s: float = 0.007
+    lag_s: float = 0.0
+    origin_s: float = field(default_factory=lambda: time.monotonic() - 1000.0)
+    reset_at_s: float | None = None
+    constant: bool = False
+    mig: bool = False
+    missing: list[str] = field(default_factory=list)  # NVML calls that answer "not supported"
+    reasons: list[tuple[float, float, int]] = field(default_factory=list)  # (from, to, bits)
+    temperature_c: int = 55
+    memory_mb: int = 81559
+    used_mb: int = 1024
+    utilisation_pct: int = 97
+    clocks_mhz: dict[str, int] = field(default_factory=lambda: {"sm": 1755, "mem": 2619})
+    capability: tuple[int, int] = (9, 0)
+    index: int = 0
+
+    def joules(self, start_s: float, end_s: float) -> float:
+        """True energy of an interval: the integral of the steps, by summing thin slices exactly at their edges."""
+        edges = sorted({start_s, end_s, *(t for t, _ in self.power if start_s < t < end_s)})
+        return sum((b - a) * self._watts(a) for a, b in pairwise(edges))
+
+    def _watts(self, t_s: float) -> float:
+        begun = [w for t, w in self.power if t <= t_s]
+        return begun[-1] if begun else self.power[0][1]
+
+
+def square_wave(low_w: float, high_w: float, *, half_period_s: float, seconds: float) -> list[tuple[float, float]]:
+    """Steps that alternate between two powers from now on."""
+    now_s, count = time.monotonic(), int(seconds / half_period_s)
+    return [(now_s + i * half_period_s, (low_w, high_w)[i % 2]) for i in range(count)]
+
+
+class Machine:
+    """The scripted machine of one test: its GPUs, and the file that holds their script."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._file, self._monkeypatch = folder / "fake-nvml.json", monkeypatch
+        self.gpus: list[Gpu] = []
+
+    def play(self, *gpus: Gpu, driver: str = "580.65.06") -> None:
+        """Make these the machine's GPUs, for this process and its children; may be called again."""
+        self.gpus = list(gpus)
+        rows = [asdict(g) | {"index": i} for i, g in enumerate(gpus)]
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps({"driver": driver, "gpus": rows}), encoding="utf-8")
+        partial.replace(self._file)
+        self._monkeypatch.setenv("FAKE_NVML", str(self._file))
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Put the fake in place of pynvml in this process and in its children."""
+    spec = importlib.util.spec_from_file_location("pynvml", FAKES / "pynvml" / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAKES), os.environ.get("PYTHONPATH")])))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return Machine(folder, monkeypatch)
+
+
+def children(pid: int, *, running: Sequence[str] = ("llenergymeasure.nvml_sampling",)) -> list[int]:
+    """Process ids of a process' children whose command line names one of the modules."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_text()
+        except (OSError, IndexError, ValueError):
+            continue  # it ended meanwhile
+        if parent == pid and any(name in command for name in running):
+            found.append(int(folder.name))
+    return found

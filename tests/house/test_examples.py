@@ -1,0 +1,119 @@
+"""Every file in examples/ does what its comment says, here and through kubectl."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from llenergymeasure import StudyConfig
+from llenergymeasure.core import introspection
+from llenergymeasure.core.plan import Plan, make_plan
+from llenergymeasure.core.sweep import study_of_one
+from llenergymeasure.loaders import experiment_from, read_document, study_from
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+EACH = pytest.mark.parametrize("path", EXAMPLES, ids=[p.stem for p in EXAMPLES])
+
+
+def expanded(path: Path) -> StudyConfig:
+    """A file as a study; an experiment is a study of one."""
+    document = read_document(path)
+    return study_from(document) if document.study else study_of_one(experiment_from(document))
+
+
+def planned(path: Path) -> Plan:
+    """The plan of a file."""
+    return make_plan(expanded(path))
+
+
+def test_there_are_examples() -> None:
+    """The tests below have something to look at."""
+    assert len(EXAMPLES) >= 1
+    assert "quickstart" in {p.stem for p in EXAMPLES}
+
+
+@EACH
+def test_example_loads_and_expands_without_a_skipped_combination(path: Path) -> None:
+    """An example is complete: nothing in it is refused, doubled or ignored."""
+    study = expanded(path)
+
+    assert len(study.experiments) >= 1
+    assert study.skipped == ()
+    assert not [n for n in study.notices if "equal" in n]
+
+
+@EACH
+def test_example_means_the_same_as_json(path: Path, tmp_path: Path) -> None:
+    """Read by another YAML reader and written as JSON, as kubectl sends it, it has the same hashes and runs."""
+    as_json = tmp_path / f"{path.stem}.json"
+    as_json.write_text(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))), encoding="utf-8")
+
+    assert planned(as_json) == planned(path)
+
+
+@EACH
+def test_example_quotes_the_key_n(path: Path) -> None:
+    """A bare `n` would reach the cluster as `false`."""
+    assert not re.search(r"(^|[{,])\s*n\s*:", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@EACH
+def test_example_fits_the_published_schema(path: Path) -> None:
+    """An editor with our schema shows no error in it (a cluster resource: in its design)."""
+    body: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    body = body["spec"].get("design") or body["spec"]["config"] if "spec" in body else body
+    schema = introspection.study_schema() if {"sweep", "experiments"} & set(body) else introspection.experiment_schema()
+
+    jsonschema.validate(body, schema)
+
+
+@EACH
+def test_examples_own_command_is_a_plan(path: Path) -> None:
+    """The command in its comment, as a dry run, ends with 0 and says how many runs there are."""
+    (command,) = re.findall(r"^#\s+(llem .+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    words = command.split()[1:]
+    assert words[-1] == f"examples/{path.name}"
+    dry = [*words, "--dry-run"] if words[0] == "run" else words
+
+    done = subprocess.run(
+        [sys.executable, "-m", "llenergymeasure.cli", *dry], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    runs = len(planned(path).runs)
+    assert f"= {runs} run" in done.stdout
+
+
+def test_two_backends_make_ten_experiments() -> None:
+    """The grammar's own example: precision[2] x (batch[3] + sequences[2])."""
+    path = ROOT / "examples" / "two-backends.yaml"
+    if not path.exists():
+        pytest.skip("the example is gone")
+
+    backends = [e.backend for e in expanded(path).experiments]
+
+    assert (backends.count("pytorch"), backends.count("vllm")) == (6, 4)
+
+
+def test_simulated_example_runs(tmp_path: Path) -> None:
+    """The example without a model runs here (cut short) and measures the power that it pretends."""
+    path = ROOT / "examples" / "simulated.yaml"
+    if not path.exists():
+        pytest.skip("the example is gone")
+    quick = ["--set", "baseline.enabled=false", "--set", "measurement.min_duration_seconds=0.3", "--cycles", "1"]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "llenergymeasure.cli", "run", str(path), *quick, "-o", str(tmp_path), "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    powers = [e["statistics"]["mean_power_w"]["mean"] for e in json.loads(done.stdout)["experiments"]]
+    assert powers == pytest.approx([300, 300], rel=1e-2)

@@ -1,0 +1,193 @@
+"""An experiment's phases and its window: all there, in order, and nothing in the window but the work."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llenergymeasure import measure as measuring
+from llenergymeasure.measure import PHASES, Measured
+
+Run = Callable[..., Measured]
+
+
+def test_every_phase_is_recorded_in_order(run: Run) -> None:
+    """All phases have a start and an end, none overlaps the next, and all lie within the run's wall time."""
+    begin_s = time.monotonic()
+    phases = run().result.phases
+    wall_s = time.monotonic() - begin_s
+    assert tuple(phases) == PHASES
+    edges = [t for p in phases.values() for t in (p.start_s, p.end_s)]
+    assert edges == sorted(edges)
+    assert edges[0] >= 0
+    assert edges[-1] <= wall_s
+
+
+def test_progress_names_the_phases_as_they_begin(run: Run) -> None:
+    """The listener hears every phase once, with how many are done of how many."""
+    events: list[dict[str, Any]] = []
+    run(emit=events.append)
+    heard = [e for e in events if e["event"] == "phase"]
+    assert [e["phase"] for e in heard] == list(PHASES)
+    assert [e["done"] for e in heard] == list(range(len(PHASES)))
+    assert {e["total"] for e in heard} == {len(PHASES)}
+    assert [e["t_s"] for e in heard] == sorted(e["t_s"] for e in heard)
+
+
+def test_the_window_holds_the_work_and_nothing_else(run: Run) -> None:
+    """Load, tokenising, warm-up and settling end before the window begins; draining and the result come after."""
+    result = run(synthetic={"batch_overhead_ms": 20}).result
+    assert result.steady_state_window is not None
+    start_s, end_s = result.steady_state_window
+    phases = result.phases
+    assert max(phases[p].end_s for p in ("load", "tokenise", "warmup", "settle")) <= start_s
+    assert phases["window"].start_s <= start_s < end_s <= phases["window"].end_s
+    assert end_s <= min(phases[p].start_s for p in ("drain", "result"))
+    assert result.duration_s == pytest.approx(end_s - start_s)
+
+
+def test_warm_up_work_is_not_counted(run: Run) -> None:
+    """Tokens and requests are the window's, however much was done before."""
+    few, many = (run(warmup={"n_warmup": n}).result for n in (1, 9))
+    for result in (few, many):
+        assert (result.requests, result.input_tokens, result.output_tokens) == (3, 24, 12)
+        assert result.total_tokens == 36
+    assert (few.warmup_excluded_samples, many.warmup_excluded_samples) == (1, 9)
+
+
+def test_rates_are_the_windows_tokens_over_its_length(run: Run) -> None:
+    """One denominator: the window; output tokens, all tokens and requests per second follow by hand."""
+    result = run(n=5, synthetic={"batch_size": 2}).result
+    assert result.requests == 6  # three full batches, the list read in a circle
+    assert result.request_output_tokens == [4] * 6
+    assert result.request_input_tokens == [8] * 6
+    assert result.tokens_per_second == pytest.approx(24 / result.duration_s)
+    assert result.total_tokens_per_second == pytest.approx(72 / result.duration_s)
+    assert result.requests_per_second == pytest.approx(6 / result.duration_s)
+    assert result.latency is not None
+    assert (result.latency.samples, result.latency.mode) == (3, "per_request_batch")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least"),
+    [pytest.param(0.25, 0.25, id="longer than a pass"), pytest.param(0.01, 0.06, id="shorter than a pass")],
+)
+def test_the_least_duration_is_respected_in_whole_batches(seconds: float, least: float, run: Run) -> None:
+    """Work goes round the prompts until the time is reached; at least one pass, never a part of a batch."""
+    result = run(
+        n=6,
+        measurement={"min_duration_seconds": seconds},
+        synthetic={"batch_size": 2, "batch_overhead_ms": 20, "prefill_ms_per_token": 0, "decode_ms_per_step": 0},
+    ).result
+    assert result.duration_s >= least
+    assert result.requests >= 6
+    assert result.requests % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("energy", "passes"),
+    [pytest.param("none", 1, id="without a source: one pass"), pytest.param("simulated", 2, id="with one: longer")],
+)
+def test_an_unset_duration_depends_on_the_source(
+    energy: str, passes: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unset means one pass where there are no joules to measure, and the default window where there are."""
+    assert measuring.DEFAULT_WINDOW_S == 60.0
+    monkeypatch.setattr(measuring, "DEFAULT_WINDOW_S", 0.2)
+    result = run(
+        energy={"backend": energy},
+        measurement={"min_duration_seconds": None},
+        synthetic={"batch_overhead_ms": 20, "prefill_ms_per_token": 0, "decode_ms_per_step": 0},
+    ).result
+    assert (result.requests > 3) is (passes > 1)
+    assert result.duration_s >= (0.2 if passes > 1 else 0.06)
+
+
+def test_zero_seconds_is_exactly_one_pass(run: Run) -> None:
+    """0 is not unset: one pass, also with a source."""
+    assert run(n=4, measurement={"min_duration_seconds": 0}).result.requests == 4
+
+
+def test_a_records_output_length_beats_the_general_one(run: Run, tmp_path: Any) -> None:
+    """max_new_tokens of a record wins over max_output_tokens; the others keep the general one."""
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a b c", "max_new_tokens": 2}\n{"prompt": "d"}\n{"prompt": "e", "max_new_tokens": 9}\n')
+    result = run(dataset=str(path), max_output_tokens=5).result
+    assert result.request_output_tokens == [2, 5, 9]
+    assert result.request_input_tokens == [3, 1, 1]
+
+
+def test_text_is_kept_only_when_asked_for(run: Run, tmp_path: Any) -> None:
+    """save_text keeps each prompt of the first pass with its output, once; otherwise there is none."""
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    fields = {"dataset": str(path), "max_output_tokens": 2, "measurement": {"min_duration_seconds": 0.1}}
+    assert run(**fields).result.texts is None
+    texts = run(**fields, output={"save_text": True}, synthetic={"batch_size": 2}).result.texts
+    assert texts is not None
+    assert [(t.request, t.prompt) for t in texts] == [(0, "a"), (1, "b"), (2, "c")]
+    assert len({t.output for t in texts}) == 3
+    assert all(t.output.count("<") == 2 for t in texts)
+
+
+def test_raw_samples_are_kept_only_when_asked_for(run: Run) -> None:
+    """raw_samples gives ticks and readings in seconds from window start, which cover the window."""
+    assert run().raw is None
+    raw = run(output={"raw_samples": True}, measurement={"min_duration_seconds": 0.3}).raw
+    assert raw is not None
+    times = [t["after_s"] for t in raw["ticks"]]
+    assert min(times) < 0 < 0.3 < max(times)
+    assert [t["energy_j"] for t in raw["ticks"]] == sorted(t["energy_j"] for t in raw["ticks"])
+    assert any(0 <= r["t_s"] <= 0.3 for r in raw["readings"])
+
+
+def test_equal_configurations_produce_equal_work(run: Run) -> None:
+    """Two runs have the same hash, dataset sum, tokens and text, and different ids."""
+    fields = {"output": {"save_text": True}}
+    first, second = run(**fields).result, run(**fields).result
+    for name in ("measurement_config_hash", "dataset_sha256", "request_output_tokens", "texts", "effective_config"):
+        assert getattr(first, name) == getattr(second, name)
+    assert first.experiment_id != second.experiment_id
+
+
+def test_the_seed_is_set_again_before_the_window(run: Run) -> None:
+    """How long the warm-up was does not change what is generated in the window; the seed does."""
+
+    def texts(**fields: Any) -> Any:
+        return run(output={"save_text": True}, **fields).result.texts
+
+    assert texts(warmup={"n_warmup": 1}) == texts(warmup={"n_warmup": 6})
+    assert texts() != texts(random_seed=1)
+
+
+def test_a_crashing_engine_ends_the_run(run: Run) -> None:
+    """What the engine raises in the window comes out, and no half result."""
+    from llenergymeasure.core.errors import BackendError
+
+    with pytest.raises(BackendError, match="after 2 batches"):
+        run(synthetic={"fail_after_batches": 2})
+
+
+def test_times_are_utc_and_enclose_the_run(run: Run) -> None:
+    """Start and end carry a UTC offset and are as far apart as the phases say."""
+    from datetime import UTC, datetime
+
+    before = datetime.now(UTC)
+    result = run().result
+    after = datetime.now(UTC)
+    assert before <= result.start_time < result.end_time <= after
+    assert result.start_time.utcoffset() == result.end_time.utcoffset() == before.utcoffset()
+
+
+def test_the_method_is_recorded(run: Run) -> None:
+    """A finished warm-up makes a steady state; the window's kind and the treatment of end tokens stand beside it."""
+    result = run().result
+    assert (result.measurement_methodology, result.window_mode, result.ignore_eos) == ("steady_state", "passes", True)
+
+
+def test_where_each_value_came_from_is_recorded(run: Run) -> None:
+    """What the user wrote is marked as set, what nobody wrote as default."""
+    provenance = run(n=2, synthetic={"batch_size": 2}).result.parameter_provenance
+    assert provenance["n"] == provenance["synthetic.batch_size"] == "set"
+    assert provenance["max_output_tokens"] == provenance["synthetic.decode_ms_per_step"] == "default"

@@ -1,0 +1,310 @@
+"""One run in a process group of its own: whatever the child does, there is a result or an error with type and phase."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.process import FAST, NEVER_ENDING, alive, over, wait_until
+
+from llenergymeasure import ExperimentConfig, launch
+from llenergymeasure.core.errors import ExperimentError, PhaseTimeoutError
+from llenergymeasure.launch import RunFailedError
+from llenergymeasure.measure import Measured
+
+STAND_IN = """#!{python}
+import ctypes, json, os, signal, subprocess, sys, time
+descriptor = int(sys.argv[sys.argv.index("--result-fd") + 1])
+
+def phase(name):
+    print(json.dumps({{"event": "phase", "phase": name, "t_s": 0, "done": 0, "total": 1}}), file=sys.stderr, flush=True)
+
+def send(data):
+    with os.fdopen(descriptor, "wb") as pipe:
+        pipe.write(data)
+
+def worker():
+    child = subprocess.Popen(["sleep", "600"], pass_fds=(descriptor,))
+    open({notes!r}, "a").write(f"{{child.pid}}\\n")
+
+open({notes!r}, "a").write(f"{{os.getpid()}}\\n")
+{body}
+"""
+
+
+class Child:
+    """A stand-in for `llem experiment`: a real process that runs `body`; `pids` are its own and its workers'."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder, self._monkeypatch = folder, monkeypatch
+        self._notes = folder / "pids"
+
+    def does(self, body: str) -> None:
+        """Make every child of `launch` this script."""
+        script = self._folder / "child.py"
+        script.write_text(STAND_IN.format(python=sys.executable, notes=str(self._notes), body=body))
+        script.chmod(0o755)
+        self._monkeypatch.setattr(sys, "executable", str(script))
+
+    @property
+    def pids(self) -> list[int]:
+        """All processes that the child has noted."""
+        return [int(line) for line in self._notes.read_text().split()]
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
+    """A stand-in child; tell it what it does."""
+    return Child(tmp_path, monkeypatch)
+
+
+def run(config: ExperimentConfig, *, timeout_s: float = 60, events: list[dict[str, Any]] | None = None) -> Measured:
+    """Run one experiment as a study does."""
+    heard = events if events is not None else []
+    return launch.run_in_subprocess(config, timeout_s=timeout_s, on_event=heard.append)
+
+
+DEATHS = [
+    pytest.param('phase("window"); os.kill(os.getpid(), signal.SIGKILL)', ["killed by SIGKILL", "phase window"], id="SIGKILL"),
+    pytest.param('phase("load"); ctypes.string_at(0)', ["killed by SIGSEGV", "phase load"], id="segmentation fault"),
+    pytest.param('phase("warmup"); os.abort()', ["killed by SIGABRT", "phase warmup"], id="abort"),
+    pytest.param('phase("result"); sys.exit(0)', ["exit code 0 and no result", "phase result"], id="exit 0 without a result"),
+    pytest.param('phase("load"); print("CUDA driver version is insufficient", file=sys.stderr); sys.exit(3)',
+                 ["exit code 3", "phase load", "CUDA driver version is insufficient"], id="exit code and a message on stderr"),
+    pytest.param('phase("load"); sys.stderr.buffer.write(b"\\xff\\xfe{\\n{broken json\\n[1]\\n"); sys.exit(1)', ["{broken json", "phase load"], id="garbage on stderr"),
+    pytest.param('phase("result"); send(b"\\x00\\xff not json")', ["no result", "phase result"], id="garbage on the pipe"),
+    pytest.param('phase("result"); send(b"[1, 2]")', ["no result", "phase result"], id="a list on the pipe"),
+    pytest.param('phase("result"); send(json.dumps({"result": {"model": "m"}}).encode())', ["cannot be read", "wrong"], id="half a result"),
+    pytest.param('phase("result"); send(b\'{"result": {"energy_total_j": NaN}}\')', ["cannot be read"], id="a result with NaN"),
+    pytest.param('phase("result"); send(b\'{"result": {"model"\'); os.kill(os.getpid(), 9)', ["SIGKILL", "phase result"], id="killed while it sends"),
+    pytest.param('phase("result"); send(b\'{"path": "/no/such/file"}\')', ["no result"], id="path of no file"),
+    pytest.param('phase("result"); send(b\'{"path": 5}\')', ["no result"], id="path that is none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "says"), DEATHS)
+def test_dead_child_is_an_error_with_type_and_phase(
+    child: Child, fast: ExperimentConfig, body: str, says: list[str]
+) -> None:
+    """However a child dies, the error says how and in which phase, with its last words."""
+    child.does(body)
+
+    with pytest.raises(RunFailedError) as caught:
+        run(fast)
+
+    assert caught.value.error_type == "ProcessDied"
+    assert [text for text in says if text not in str(caught.value)] == [], str(caught.value)
+    assert not any(map(alive, child.pids))
+
+
+def test_error_that_the_child_reports_keeps_its_type_and_phase(child: Child, fast: ExperimentConfig) -> None:
+    """What the child says about its end is passed on: type, message, phase."""
+    error = {"type": "OutOfMemoryError", "message": "2 GB more are needed", "phase": "load", "exit_code": 14}
+    child.does(f"send({json.dumps({'error': error}).encode()!r}); sys.exit(14)")
+
+    with pytest.raises(RunFailedError) as caught:
+        run(fast)
+
+    assert (caught.value.error_type, caught.value.phase) == ("OutOfMemoryError", "load")
+    assert str(caught.value) == "2 GB more are needed (in phase load)"
+
+
+@pytest.mark.parametrize(
+    "habit",
+    [
+        pytest.param("", id="hears SIGTERM"),
+        pytest.param("signal.signal(signal.SIGTERM, signal.SIG_IGN)", id="ignores SIGTERM"),
+    ],
+)
+def test_hanging_child_is_killed_with_its_whole_group(child: Child, fast: ExperimentConfig, habit: str) -> None:
+    """After the timeout the error names the phase, and no process of the group is left, workers included."""
+    child.does(f'{habit}\nworker(); phase("load"); phase("window"); time.sleep(600)')
+    began_s = time.monotonic()
+
+    with pytest.raises(PhaseTimeoutError, match=r"0\.5 s .* in phase window") as caught:
+        run(fast, timeout_s=0.5)
+
+    assert "execution.experiment_timeout_seconds" in str(caught.value)
+    assert time.monotonic() - began_s < 15
+    assert len(child.pids) == 2
+    wait_until(lambda: not any(map(alive, child.pids)), limit_s=5)
+
+
+def test_timeout_counts_from_the_engines_load(child: Child, fast: ExperimentConfig) -> None:
+    """A slow download does not use up the experiment's time: the clock starts when the engine loads."""
+    child.does('phase("download"); time.sleep(1.5); phase("load"); phase("window"); sys.exit(0)')
+
+    with pytest.raises(RunFailedError, match="no result"):  # not a timeout
+        run(fast, timeout_s=1.0)
+
+
+def test_worker_that_outlives_its_parent_is_killed(child: Child, fast: ExperimentConfig) -> None:
+    """An engine's worker that survives a crash, and even holds the pipe open, is gone when the run is over."""
+    child.does('worker(); phase("load"); os.kill(os.getpid(), signal.SIGKILL)')
+    began_s = time.monotonic()
+
+    with pytest.raises(RunFailedError, match="SIGKILL"):
+        run(fast)
+
+    assert time.monotonic() - began_s < 8
+    assert len(child.pids) == 2
+    wait_until(lambda: not any(map(alive, child.pids)), limit_s=5)
+
+
+def test_result_fills_the_pipe_before_the_child_ends() -> None:
+    """A result many times the pipe's 64 KiB arrives whole: the parent reads while the child lives."""
+    text = {"max_output_tokens": 1500, "output": {"save_text": True}, "synthetic": {"decode_ms_per_step": 0}}
+
+    measured = run(ExperimentConfig(**over(FAST, text, {"n": 40})))
+
+    size = len(launch.encode(measured))
+    assert 4 * 65_536 < size < launch.MAX_PIPE_BYTES
+    assert len(measured.result.texts or []) == 40
+
+
+def test_result_above_a_megabyte_comes_through_a_file_that_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large results take the way round a temporary file, which the parent deletes."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    body = over(FAST, {"n": 100, "max_output_tokens": 1500, "output": {"save_text": True}, "synthetic": {"decode_ms_per_step": 0}})
+
+    measured = run(ExperimentConfig(**body))
+
+    assert len(launch.encode(measured)) > launch.MAX_PIPE_BYTES
+    assert len(measured.result.texts or []) == 100
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_child_killed_from_outside(fast: ExperimentConfig) -> None:
+    """The out-of-memory killer's SIGKILL on a real experiment process: the error names the signal and the phase."""
+    slow = ExperimentConfig(**over(FAST, NEVER_ENDING))
+    killed = threading.Event()
+
+    def kill_when_warm(event: dict[str, Any]) -> None:
+        if event.get("phase") == "warmup" and not killed.is_set():
+            (pid,) = children()
+            os.kill(pid, signal.SIGKILL)
+            killed.set()
+
+    with pytest.raises(RunFailedError, match="killed by SIGKILL in phase warmup"):
+        launch.run_in_subprocess(slow, timeout_s=60, on_event=kill_when_warm)
+
+    assert killed.is_set()
+
+
+def children() -> list[int]:
+    """Pids of this process' children."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        found += [int(p) for p in (task / "children").read_text().split()]
+    return [p for p in found if b"llenergymeasure.cli" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+def test_real_hang_is_a_timeout_in_its_phase() -> None:
+    """An experiment that takes longer than its limit is stopped, and the error names the phase."""
+    slow = ExperimentConfig(**over(FAST, NEVER_ENDING))
+
+    with pytest.raises(PhaseTimeoutError, match="in phase warmup"):
+        run(slow, timeout_s=0.3)
+
+
+def test_events_arrive_while_the_child_runs(child: Child, fast: ExperimentConfig, tmp_path: Path) -> None:
+    """Progress is passed on at once: a child that waits for an answer to its first event gets it."""
+    go = tmp_path / "go"
+    child.does(f"""
+phase("load")
+deadline = time.monotonic() + 20
+while not os.path.exists({str(go)!r}):
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+phase("window")
+""")
+    heard: list[str] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        heard.append(event["phase"])
+        go.touch()
+
+    with pytest.raises(RunFailedError):
+        launch.run_in_subprocess(fast, timeout_s=60, on_event=hear)
+
+    assert heard == ["load", "window"]
+
+
+def test_child_is_told_what_it_runs_and_for_whom(child: Child, fast: ExperimentConfig, tmp_path: Path) -> None:
+    """The configuration and the study's variables are in the child's environment, nothing of it on the command line."""
+    child.does(f"json.dump([dict(os.environ), sys.argv[1:]], open({str(tmp_path / 'told')!r}, 'w'))")
+
+    with pytest.raises(RunFailedError):
+        launch.run_in_subprocess(fast, timeout_s=60, on_event=print, variables={"LLEM_STUDY": "s", "LLEM_CYCLE": "2"})
+
+    told, words = json.loads((tmp_path / "told").read_text())
+    assert ExperimentConfig(**json.loads(told["LLEM_EXPERIMENT"])) == fast
+    assert (told["LLEM_STUDY"], told["LLEM_CYCLE"]) == ("s", "2")
+    assert words[:4] == ["-m", "llenergymeasure.cli", "experiment", "--result-fd"]
+    assert len(words) == 5
+
+
+def test_child_has_a_group_of_its_own_and_no_terminal(child: Child, fast: ExperimentConfig, tmp_path: Path) -> None:
+    """A fresh session: Ctrl-C on the parent's terminal does not reach the child, and its group can be killed whole."""
+    notes = tmp_path / "group"
+    child.does(f"open({str(notes)!r}, 'w').write(f'{{os.getpgid(0)}} {{os.getsid(0)}} {{os.getpid()}} {{sys.stdin.read()!r}}')")
+
+    with pytest.raises(RunFailedError):
+        run(fast)
+
+    group, session, pid, stdin = notes.read_text().split()
+    assert group == session == pid
+    assert int(group) != os.getpgid(0)
+    assert stdin == "''"
+
+
+def test_configuration_too_large_for_the_environment_is_refused_by_name(fast: ExperimentConfig) -> None:
+    """Above 120 KiB the kernel would refuse the process; the error names what to shorten."""
+    huge = fast.model_copy(update={"passthrough_kwargs": {"x": "y" * 130_000}})
+
+    with pytest.raises(ExperimentError, match="passthrough_kwargs"):
+        run(huge)
+
+
+def test_descriptors_do_not_leak(child: Child, fast: ExperimentConfig) -> None:
+    """A hundred-run study must not run out of descriptors: each run gives its pipe back, also when it failed."""
+    child.does("sys.exit(1)")
+
+    def open_descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = None
+    for _ in range(4):
+        with pytest.raises(RunFailedError):
+            run(fast)
+        before = before if before is not None else open_descriptors()
+
+    assert open_descriptors() <= before
+
+
+def test_stopping_a_group_twice_is_harmless() -> None:
+    """The group of a child that is long gone can be stopped again."""
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+
+    launch.stop_group(process)
+    launch.stop_group(process)
+
+    assert process.returncode == -signal.SIGTERM
+    assert not alive(process.pid)
+
+
+def test_decode_gives_nothing_for_what_is_no_message() -> None:
+    """Whatever bytes arrive, decoding gives a mapping."""
+    cases: list[bytes] = [b"", b"null", b"7", b'"text"', b"{", b"\xff", b'{"path": null}', b'{"path": "/"}']
+    decode: Callable[[bytes], dict[str, Any]] = launch.decode
+
+    assert [decode(c) for c in cases] == [{}] * len(cases)

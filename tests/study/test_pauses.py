@@ -1,0 +1,73 @@
+"""Pauses between runs: unset is not zero, zero is not unset, and what is planned is kept."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from study.running import Watcher, execute, make, manifest
+
+from llenergymeasure import study as studies
+from llenergymeasure.core.plan import make_plan
+from llenergymeasure.user_config import ExecutionSection, UserConfig
+
+USER = UserConfig(execution=ExecutionSection(config_gap_seconds=7, cycle_gap_seconds=11))
+SENSOR, PRETENDED, NONE = {"energy": {"backend": "codecarbon"}}, {"energy": {"backend": "simulated"}}, {"energy": {"backend": "none"}}
+TWO_BY_TWO = {"sweep": {"n": [2, 3]}}
+
+
+def gaps(*layers: dict[str, object], **execution: object) -> list[float]:
+    """Pauses before the four runs of a study of two configurations in two cycles."""
+    wanted = {"n_cycles": 2, "cycle_order": "interleaved", **execution}
+    study = make(TWO_BY_TWO, *layers, {"execution": wanted})
+    return studies.planned_gaps_s(study, make_plan(study), USER)
+
+
+@pytest.mark.parametrize(
+    ("energy", "execution", "expected"),
+    [
+        pytest.param(SENSOR, {}, [0, 7, 11, 7], id="unset: the user's, with a sensor"),
+        pytest.param(SENSOR, {"config_gap_seconds": 0}, [0, 0, 11, 0], id="config gap 0 is 0"),
+        pytest.param(SENSOR, {"cycle_gap_seconds": 0}, [0, 7, 0, 7], id="cycle gap 0 is 0"),
+        pytest.param(SENSOR, {"config_gap_seconds": 0, "cycle_gap_seconds": 0}, [0, 0, 0, 0], id="both 0"),
+        pytest.param(SENSOR, {"config_gap_seconds": 2.5}, [0, 2.5, 11, 2.5], id="a written gap wins"),
+        pytest.param(NONE, {}, [0, 0, 0, 0], id="unset: none without a sensor"),
+        pytest.param(PRETENDED, {}, [0, 0, 0, 0], id="unset: none with a pretended sensor"),
+        pytest.param(NONE, {"config_gap_seconds": 3, "cycle_gap_seconds": 5}, [0, 3, 5, 3], id="written: also without a sensor"),
+        pytest.param(SENSOR, {"cycle_order": "sequential"}, [0, 7, 7, 7], id="sequential knows config gaps only"),
+    ],
+)  # fmt: skip
+def test_gap_before_each_run(energy: dict[str, object], execution: dict[str, object], expected: list[float]) -> None:
+    """None before the first run; a cycle gap replaces the config gap between passes; unset takes the user's."""
+    pytest.importorskip("codecarbon")
+
+    assert gaps(energy, **execution) == expected
+
+
+def test_gaps_are_kept_on_the_clock(tmp_path: Path) -> None:
+    """Between the end of a run and the start of the next at least its gap passes, and the observer is told."""
+    study = make(
+        TWO_BY_TWO,
+        {"execution": {"n_cycles": 2, "cycle_order": "interleaved", "config_gap_seconds": 0.6, "cycle_gap_seconds": 1.2}},
+    )
+    watcher = Watcher(tmp_path / "out")
+
+    done = execute(study, tmp_path / "out", watcher)
+
+    rows = manifest(done.folder).rows
+    waited = [(b.started_at - a.completed_at).total_seconds() for a, b in pairwise(rows)]  # type: ignore[operator]
+    assert [w >= gap for w, gap in zip(waited, [0.6, 1.2, 0.6], strict=True)] == [True] * 3, waited
+    assert [e for e in watcher.heard if e[0] != "end"] == [
+        ("start", 0), ("pause", 0.6), ("start", 1), ("pause", 1.2), ("start", 2), ("pause", 0.6), ("start", 3),
+    ]  # fmt: skip
+
+
+def test_no_gaps_leaves_them_out(tmp_path: Path) -> None:
+    """`gaps=False` (--no-gaps) runs a study with hour-long pauses straight through."""
+    study = make(TWO_BY_TWO, {"execution": {"config_gap_seconds": 3600}})
+    watcher = Watcher(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+
+    done = studies.execute(study, UserConfig(), parent=tmp_path / "out", observer=watcher, gaps=False)
+
+    assert [e for e in watcher.heard if e[0] == "pause"] == []
+    assert manifest(done.folder).counts()["completed"] == 2
