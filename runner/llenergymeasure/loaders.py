@@ -89,6 +89,11 @@ def apply_overrides(document: Document, overrides: Mapping[str, Any]) -> Documen
         key = dotted.removeprefix("sweep.")
         if isinstance(sweep, dict) and key in sweep:
             notices.append(f"{key}: the value from the command line replaces the sweep's {_short(sweep.pop(key))}")
+        if key != dotted:  # a new axis; its dots stay part of its name
+            body["sweep"] = {**(body.get("sweep") or {}), key: value}
+            continue
+        if key.startswith("execution.") and isinstance(body.get("execution"), Mapping):
+            body["execution"] = keys.snake_case(body["execution"])
         set_path(body, key, value)
         for entry in entries if isinstance(entries, list) else ():
             if _names(entry, key):  # the command line wins over the file's entries, too

@@ -283,9 +283,7 @@ def _remembered(
         return None
     if len(joules) < len(parts):
         raise MeasurementError(f"baseline: {'; '.join(d.reason or '' for d in parts if d.joules is None)}")
-    return baseline.remember(
-        config, joules, energy.idle_s, driver, cache_dir(user) if energy.on_gpu else None
-    )
+    return baseline.remember(config, joules, energy.idle_s, driver, cache_dir(user) if energy.on_gpu else None)
 
 
 def _requests(

@@ -212,7 +212,7 @@ def _quiet_transformers() -> Iterator[None]:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
-        with open(os.devnull, "w", encoding="utf-8") as sink, contextlib.redirect_stderr(sink):  # noqa: PTH123
+        with open(os.devnull, "w", encoding="utf-8") as sink, contextlib.redirect_stderr(sink):  # noqa: PTH123  (a device)
             yield  # the GGUF reader draws its own progress bar
     finally:
         hf_logging.set_verbosity(before)
@@ -315,6 +315,6 @@ def _hub_config(model: str, revision: str | None) -> dict[str, Any]:
         return read_model_config(Path(cached).parent)
     url = hf_hub_url(model, "config.json", revision=revision)
     request = urllib.request.Request(url, headers=build_hf_headers())  # noqa: S310  (the hub's own address)
-    with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as answer:  # noqa: S310  (likewise)
         data = json.load(answer)
     return data if isinstance(data, dict) else {}

@@ -32,7 +32,8 @@ class Progress:
     def run_started(self, run: Run, summary: str, total: int) -> None:
         """Name the run that begins."""
         self._bar.set_description_str(summary, refresh=True)
-        self._say(f"[{self._finished + 1}/{total}] {summary} (cycle {run.cycle})", only_plain=True)
+        if total > 1:
+            self._say(f"[{self._finished + 1}/{total}] {summary} (cycle {run.cycle})", only_plain=True)
 
     def event(self, event: dict[str, Any]) -> None:
         """Move the bar by phases."""

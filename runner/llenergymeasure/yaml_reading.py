@@ -5,6 +5,8 @@ PyYAML decides differently from kubectl's reader (Go, sigs.k8s.io/yaml) in small
 kubectl also turns the unquoted key `n` into `false`; at the top of a design or in its sweep that means `n`.
 """
 
+import contextlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -132,6 +134,9 @@ def parse_yaml(text: str, *, source: str) -> Any:
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{source}: {len(text):,} characters are more than {MAX_BYTES:,}; split the file")
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):  # flow YAML may look like JSON; then the YAML reader decides
+            return _parse_json(text)
     try:
         data = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader with stricter rules)
         if _expanded_size(data, {}) > MAX_NODES:
@@ -141,6 +146,20 @@ def parse_yaml(text: str, *, source: str) -> Any:
     except yaml.YAMLError as err:
         raise ConfigError(f"{source}{_place(err, text)}") from err
     return data
+
+
+def _parse_json(text: str) -> Any:
+    """Parse JSON with the rules of our YAML; ValueError for what is no JSON, or is JSON that we refuse."""
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({k for k, _ in pairs}) < len(pairs):
+            raise ValueError("duplicate key")
+        return dict(pairs)
+
+    def refuse(name: str) -> Any:
+        raise ValueError(name)
+
+    return json.loads(text, object_pairs_hook=mapping, parse_float=scalar, parse_constant=refuse)
 
 
 def _expanded_size(data: Any, known: dict[int, int]) -> int:

@@ -2,14 +2,16 @@
 
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli.process import Ended, Planned, llem, write
 
+from cli.process import Ended, Planned, environment, llem, write
 from llenergymeasure import cli
 
 
@@ -29,6 +31,47 @@ def planned(
         return Planned(json.loads(said.out), said.err)
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def _forking() -> Iterator[subprocess.Popen[str]]:
+    """The process that forks; see forked.py."""
+    script = Path(__file__).with_name("forked.py")
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture
+def quick_llem(
+    _forking: subprocess.Popen[str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Ended]:
+    """Run `llem WORDS…` in `tmp_path` as a forked process, for commands that end before any work begins."""
+    said = tmp_path_factory.mktemp("said")
+
+    def run(*words: object, env: Mapping[str, str] | None = None) -> Ended:
+        out, err = said / "out", said / "err"
+        out.unlink(missing_ok=True)
+        err.unlink(missing_ok=True)
+        request = {
+            "argv": [*map(str, words)],
+            "cwd": str(tmp_path),
+            "env": environment(env),
+            "out": str(out),
+            "err": str(err),
+        }
+        assert _forking.stdin is not None
+        assert _forking.stdout is not None
+        began_s = time.monotonic()
+        _forking.stdin.write(json.dumps(request) + "\n")
+        _forking.stdin.flush()
+        code = int(_forking.stdout.readline())
+        return Ended(code, out.read_text(), err.read_text(), time.monotonic() - began_s)
+
+    return run
 
 
 @dataclass(frozen=True)

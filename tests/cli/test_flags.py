@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cli.process import Planned, write
 
 Plan = Callable[..., Planned]
@@ -32,16 +33,22 @@ def at(config: dict[str, Any], dotted: str) -> Any:
         pytest.param(["--precision", "fp32"], "precision", "fp32", id="--precision"),
         pytest.param(["--batch-size", "8"], "pytorch.batch_size", 8, id="--batch-size, default backend"),
         pytest.param(["--batch-size", "8", "-b", "vllm"], "vllm.max_num_seqs", 8, id="--batch-size, vllm"),
-        pytest.param(["--batch-size", "8", "-b", "tensorrt"], "tensorrt.max_batch_size", 8, id="--batch-size, tensorrt"),
+        pytest.param(
+            ["--batch-size", "8", "-b", "tensorrt"], "tensorrt.max_batch_size", 8, id="--batch-size, tensorrt"
+        ),
         pytest.param(["--batch-size", "8", "-b", "synthetic"], "synthetic.batch_size", 8, id="--batch-size, synthetic"),
         pytest.param(["--set", "n=9"], "n", 9, id="--set, top"),
-        pytest.param(["--set", "decoder.repetition_penalty=1.5"], "decoder.repetition_penalty", 1.5, id="--set, nested"),
+        pytest.param(
+            ["--set", "decoder.repetition_penalty=1.5"], "decoder.repetition_penalty", 1.5, id="--set, nested"
+        ),
         pytest.param(["--set", "warmup.enabled=false"], "warmup.enabled", False, id="--set, boolean"),
-        pytest.param(["--set", "pytorch.attn_implementation=eager"], "pytorch.attn_implementation", "eager", id="--set, text"),
+        pytest.param(
+            ["--set", "pytorch.attn_implementation=eager"], "pytorch.attn_implementation", "eager", id="--set, text"
+        ),
         pytest.param(["--set", "warmup={n_warmup: 2}"], "warmup.n_warmup", 2, id="--set, section"),
         pytest.param(["--set", "n=9", "--set", "random_seed=3"], "random_seed", 3, id="--set, twice"),
     ],
-)  # fmt: skip
+)
 def test_flag_reaches_the_configuration(planned: Plan, words: list[str], path: str, value: Any) -> None:
     """A flag's value is in the resolved configuration under its own name."""
     model = [] if {"-m", "--model"} & set(words) else ["-m", "m"]

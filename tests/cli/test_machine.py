@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli.process import llem, tree, write
 
+from cli.process import Ended, tree, write
+
+Quick = Callable[..., Ended]
 USER_FILE = ".config/llenergymeasure/config.yaml"
 
 
@@ -19,10 +21,10 @@ def user_file(text: str | bytes) -> Path:
 
 
 def test_config_says_what_is_there_and_how_to_get_the_rest(
-    tmp_path: Path, heavy_imports: Callable[[], list[str]]
+    tmp_path: Path, quick_llem: Quick, heavy_imports: Callable[[], list[str]]
 ) -> None:
     """On a machine with nothing: exit 0, each backend and energy source with its state and the fix, no engine loaded."""
-    ended = llem("config", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
+    ended = quick_llem("config", env={"CUDA_VISIBLE_DEVICES": ""})
 
     assert ended.code == 0
     lines = {line.split()[0]: line for line in ended.out.splitlines() if line.startswith("  ")}
@@ -36,11 +38,11 @@ def test_config_says_what_is_there_and_how_to_get_the_rest(
     assert tree(tmp_path) == set()
 
 
-def test_config_shows_what_the_user_changed(tmp_path: Path) -> None:
+def test_config_shows_what_the_user_changed(tmp_path: Path, quick_llem: Quick) -> None:
     """Values of the user's file and of the environment are shown, defaults are not."""
     user_file("output: {results_dir: /data/llem}\n")
 
-    ended = llem("config", cwd=tmp_path, env={"LLEM_DATACENTER_PUE": "1.4"})
+    ended = quick_llem("config", env={"LLEM_DATACENTER_PUE": "1.4"})
 
     shown = [line.split() for line in ended.out.splitlines()]
     assert ["output.results_dir", "/data/llem"] in shown
@@ -62,12 +64,12 @@ BROKEN = [
 
 @pytest.mark.parametrize(("text", "hint"), BROKEN)
 def test_broken_user_config_is_shown_by_config_and_refused_by_run(
-    tmp_path: Path, text: str | bytes, hint: str
+    tmp_path: Path, quick_llem: Quick, text: str | bytes, hint: str
 ) -> None:
     """`llem config` prints what is wrong with it and ends with 0; `llem run` ends with 2 and the same words."""
     path = user_file(text)
 
-    shown, refused = llem("config", cwd=tmp_path), llem("run", write(tmp_path), cwd=tmp_path)
+    shown, refused = quick_llem("config"), quick_llem("run", write(tmp_path))
 
     assert shown.code == 0
     assert "BROKEN" in shown.out
@@ -84,40 +86,40 @@ def test_broken_user_config_is_shown_by_config_and_refused_by_run(
 @pytest.mark.parametrize(
     ("variable", "value"), [("LLEM_CARBON_INTENSITY", "much"), ("LLEM_DATACENTER_PUE", "1,4"), ("LLEM_RUNNER_PYTORCH", "moon")]
 )  # fmt: skip
-def test_malformed_environment_is_refused_by_name(tmp_path: Path, variable: str, value: str) -> None:
+def test_malformed_environment_is_refused_by_name(tmp_path: Path, quick_llem: Quick, variable: str, value: str) -> None:
     """A malformed number or runner in the environment is an error of exit code 2 that shows the value."""
-    ended = llem("run", write(tmp_path), cwd=tmp_path, env={variable: value})
+    ended = quick_llem("run", write(tmp_path), env={variable: value})
 
     assert ended.code == 2
     assert len(ended.errors) == 1
     assert value in ended.err
 
 
-def test_users_results_folder_and_verbosity_are_respected(tmp_path: Path) -> None:
+def test_users_results_folder_and_verbosity_are_respected(tmp_path: Path, quick_llem: Quick) -> None:
     """Results go to the user's folder and a quiet user gets no progress, unless the command line says otherwise."""
     user_file(f"output: {{results_dir: {tmp_path}/mine}}\nui: {{verbosity: quiet}}\n")
-    file = write(tmp_path)
+    file = write(tmp_path, {"sweep": {"n": [2, 3]}, "execution": {"n_cycles": 1}})
 
-    by_user, by_flag = llem("run", file, cwd=tmp_path), llem("run", file, "-o", "flag", cwd=tmp_path)
+    by_user, by_flag = quick_llem("run", file), quick_llem("run", file, "-o", "flag")
 
-    assert by_user.err == ""
-    assert len(list((tmp_path / "mine").glob("*/result.json"))) == 1
-    assert len(list((tmp_path / "flag").glob("*/result.json"))) == 1
-    assert by_flag.code == 0
+    assert by_user.err == ""  # the same study says [1/2] and [2/2] to others: test_output.py
+    assert (by_user.code, by_flag.code) == (0, 0)
+    for folder in ("mine", "flag"):
+        assert len(list((tmp_path / folder).glob("*/study_result.json"))) == 1
 
 
-@pytest.mark.parametrize(
-    "body", [pytest.param({}, id="experiment"), pytest.param({"sweep": {"n": [1]}}, id="study")]
-)
-def test_runner_flag_beats_environment_beats_user_config(tmp_path: Path, body: dict[str, object]) -> None:
+@pytest.mark.parametrize("body", [pytest.param({}, id="experiment"), pytest.param({"sweep": {"n": [1]}}, id="study")])
+def test_runner_flag_beats_environment_beats_user_config(
+    tmp_path: Path, quick_llem: Quick, body: dict[str, object]
+) -> None:
     """Precedence: flag > environment > user config; a runner that this version lacks is refused with the way out."""
     user_file("runners: {pytorch: docker}\n")
     # the model is missing: an attempt that gets past the runner ends in its pre-flight
     file = write(tmp_path, {"backend": "pytorch", "model": "/no/such/model"}, body)
 
-    by_user = llem("run", file, cwd=tmp_path)
-    by_environment = llem("run", file, cwd=tmp_path, env={"LLEM_RUNNER_PYTORCH": "local"})
-    by_flag = llem("run", file, "--runner", "local", cwd=tmp_path, env={"LLEM_RUNNER_PYTORCH": "kubernetes"})
+    by_user = quick_llem("run", file)
+    by_environment = quick_llem("run", file, env={"LLEM_RUNNER_PYTORCH": "local"})
+    by_flag = quick_llem("run", file, "--runner", "local", env={"LLEM_RUNNER_PYTORCH": "kubernetes"})
 
     assert "--runner local" in by_user.err
     assert "pytorch: docker" in by_user.err

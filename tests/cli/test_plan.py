@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.process import Planned, llem, over, tree, write
 
+from cli.process import Ended, Planned, over, tree, write
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.identity import measurement_config_hash
 
+Quick = Callable[..., Ended]
 STUDY: dict[str, Any] = {
     "name": "grid",
     "sweep": {"precision": ["fp16", "fp99"], "n": [2, 3]},
@@ -19,11 +20,11 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("words", [["plan"], ["run", "--dry-run"]], ids=["plan", "run --dry-run"])
-def test_plan_as_json_has_the_documented_shape(tmp_path: Path, words: list[str]) -> None:
+def test_plan_as_json_has_the_documented_shape(tmp_path: Path, quick_llem: Quick, words: list[str]) -> None:
     """Programs get exactly the keys of the specification: design hash, experiments, runs, skipped."""
     file = write(tmp_path, STUDY)
 
-    ended = llem(words[0], file, *words[1:], "--json", cwd=tmp_path)
+    ended = quick_llem(words[0], file, *words[1:], "--json")
 
     plan = json.loads(ended.out)
     assert set(plan) == {"study_design_hash", "experiments", "runs", "skipped"}
@@ -63,11 +64,13 @@ def test_plan_of_one_experiment_is_a_study_of_one(planned: Callable[..., Planned
 @pytest.mark.parametrize(
     ("words", "shows_order"), [(["plan"], True), (["run", "--dry-run"], False)], ids=["plan", "run --dry-run"]
 )
-def test_plan_for_people_shows_grid_counts_and_duration(tmp_path: Path, words: list[str], shows_order: bool) -> None:
+def test_plan_for_people_shows_grid_counts_and_duration(
+    tmp_path: Path, quick_llem: Quick, words: list[str], shows_order: bool
+) -> None:
     """The grid, the runs, the order, the memory, the expected duration on stdout; skipped ones on stderr."""
     file = write(tmp_path, over(STUDY, {"execution": {"config_gap_seconds": 60, "cycle_gap_seconds": 300}}))
 
-    ended = llem(words[0], file, *words[1:], cwd=tmp_path)
+    ended = quick_llem(words[0], file, *words[1:])
 
     assert ended.code == 0
     assert "grid: 2 experiments x 2 cycles = 4 runs, order interleaved" in ended.out
@@ -78,19 +81,17 @@ def test_plan_for_people_shows_grid_counts_and_duration(tmp_path: Path, words: l
     assert "fp99" in ended.err
 
 
-@pytest.mark.parametrize(
-    "body", [pytest.param({}, id="experiment"), pytest.param(STUDY, id="study")]
-)
+@pytest.mark.parametrize("body", [pytest.param({}, id="experiment"), pytest.param(STUDY, id="study")])
 @pytest.mark.parametrize(
     "words", [["run", "--dry-run"], ["run", "--dry-run", "-o", "out"], ["plan"]], ids=["dry run", "with -o", "plan"]
 )  # fmt: skip
 def test_planning_runs_and_writes_nothing(
-    tmp_path: Path, heavy_imports: Callable[[], list[str]], body: dict[str, Any], words: list[str]
+    tmp_path: Path, quick_llem: Quick, heavy_imports: Callable[[], list[str]], body: dict[str, Any], words: list[str]
 ) -> None:
     """A plan makes no folder, starts no engine and loads none, for a study as for one experiment."""
     file = write(tmp_path, body)
 
-    ended = llem(words[0], file, *words[1:], cwd=tmp_path)
+    ended = quick_llem(words[0], file, *words[1:])
 
     assert ended.code == 0
     assert tree(tmp_path) == {"config.yaml"}
@@ -98,21 +99,21 @@ def test_planning_runs_and_writes_nothing(
 
 
 def test_memory_of_the_builtin_model_is_estimated_without_loading_it(
-    tmp_path: Path, heavy_imports: Callable[[], list[str]]
+    tmp_path: Path, quick_llem: Quick, heavy_imports: Callable[[], list[str]]
 ) -> None:
     """A dry run estimates memory from the model's description: 135 M parameters of 2 bytes and some."""
     body = {"model": "builtin:smollm2-135m", "backend": "pytorch"}
 
-    ended = llem("run", write(tmp_path, body), "--dry-run", cwd=tmp_path)
+    ended = quick_llem("run", write(tmp_path, body), "--dry-run")
 
     (row,) = [line for line in ended.out.splitlines() if line.startswith("0  ")]
     assert 270 < float(row.split()[-1].replace(",", "")) < 600
     assert heavy_imports() == []
 
 
-def test_unknown_memory_is_said_to_be_unavailable(tmp_path: Path) -> None:
+def test_unknown_memory_is_said_to_be_unavailable(quick_llem: Quick) -> None:
     """Where the model's description is not at hand, the plan says so and is still a plan."""
-    ended = llem("run", "-m", "acme/unknown", "--dry-run", cwd=tmp_path)
+    ended = quick_llem("run", "-m", "acme/unknown", "--dry-run")
 
     assert ended.code == 0
     assert "(unavailable)" in ended.out

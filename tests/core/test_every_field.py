@@ -51,6 +51,8 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
     """A smallest experiment in which `path` has `value`."""
     head = path.partition(".")[0]
     body: dict[str, Any] = {"model": "m", "backend": head if head in BACKENDS else "synthetic"}
+    if path.startswith("energy.") and path.count(".") == 2:  # a source's own section belongs to that source
+        body["energy"] = {"backend": path.split(".")[1]}
     companions = COMPANIONS.get(f"{path}={value}", COMPANIONS.get(path, {}))
     for dotted, content in {**companions, path: value}.items():
         *parents, last = dotted.split(".")

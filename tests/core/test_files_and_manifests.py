@@ -12,6 +12,7 @@ from llenergymeasure.core.config import ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.identity import measurement_config_hash, study_design_hash
 from llenergymeasure.core.plan import make_plan
+from llenergymeasure.core.sweep import expand
 from llenergymeasure.loaders import (
     apply_overrides,
     load_experiment_config,
@@ -19,6 +20,7 @@ from llenergymeasure.loaders import (
     parse_set,
     read_document,
 )
+from llenergymeasure.yaml_reading import parse_yaml
 
 DESIGN: dict[str, Any] = {
     "model": "Qwen/Qwen3-8B", "backend": ["pytorch", "vllm"], "n": 50, "max_output_tokens": 64,
@@ -323,3 +325,33 @@ def test_design_of_a_file_survives_its_own_record(tmp_path: Path) -> None:
     assert again == found
     assert make_plan(again) == make_plan(found)
     assert study_design_hash(hashes(again)) == make_plan(found).design_hash
+
+
+def test_axis_of_a_sweep_can_be_set_on_the_command_line(tmp_path: Path) -> None:
+    """`--set sweep.pytorch.batch_size=[1, 8]` makes or replaces that axis; its dots stay part of the name."""
+    file = tmp_path / "study.yaml"
+    file.write_text("model: m\nbackend: pytorch\nsweep: {precision: [fp32, bf16], pytorch.batch_size: [2]}\n")
+    study = load_study_config(file, parse_set(["sweep.pytorch.batch_size=[1, 8]", "sweep.precision=[fp16]"]))
+    assert [(e.precision, e.section.batch_size) for e in study.experiments] == [("fp16", 1), ("fp16", 8)]
+
+
+def test_cycles_of_a_manifest_can_be_set_on_the_command_line(tmp_path: Path) -> None:
+    """A manifest's camelCase execution and the command line's snake_case are one key."""
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "apiVersion: llem.dev/v1alpha1\nkind: EnergyStudy\nmetadata: {name: s}\nspec:\n"
+        "  design: {model: m, backend: pytorch}\n  execution: {nCycles: 3}\n"
+    )
+    assert load_study_config(file, {"execution.n_cycles": 5}).execution.n_cycles == 5
+
+
+def test_one_key_in_both_spellings_is_refused() -> None:
+    """Which of nCycles and n_cycles was meant is not guessed."""
+    body = {"model": "m", "backend": "pytorch", "sweep": {}, "execution": {"nCycles": 3, "n_cycles": 4}}
+    with pytest.raises(ConfigError, match="n_cycles: is written twice"):
+        expand(body)
+
+
+def test_json_escapes_beyond_the_basic_plane_are_read() -> None:
+    """JSON made by other tools may escape an emoji as two surrogates, which YAML alone would refuse."""
+    assert parse_yaml('{"model": "\\ud83d\\ude00", "n": 8.0}', source="x") == {"model": "\U0001f600", "n": 8}

@@ -30,6 +30,7 @@ def digest(**fields: Any) -> str:
 
 
 SAMPLING = {"decoding_strategy": "sampling"}
+FP8 = {"vllm": {"quantization": "fp8"}}
 BEAM = {"decoding_strategy": "beam"}
 
 # Two spellings of one measurement.
@@ -47,6 +48,7 @@ EQUAL: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("default-in-backend-section", {}, {"pytorch": {"trust_remote_code": False}}),
     ("empty-section-vllm", {"backend": "vllm"}, {"backend": "vllm", "vllm": {}}),
     ("own-default-vllm", {"backend": "vllm"}, {"backend": "vllm", "vllm": {"enable_prefix_caching": False}}),
+    ("implied-fp8", {"backend": "vllm", "precision": "fp8"}, {"backend": "vllm", "precision": "fp8", **FP8}),
     ("own-default-trt", {"backend": "tensorrt"}, {"backend": "tensorrt", "tensorrt": {"kv_cache_config": {}}}),
     ("energy-section", {"energy": {"backend": "simulated"}}, {"energy": {"backend": "simulated", "simulated": {}}}),
     ("empty-passthrough", {}, {"passthrough_kwargs": {}}),

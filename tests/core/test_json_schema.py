@@ -91,7 +91,8 @@ def test_model_is_the_only_required_field_of_an_experiment() -> None:
 
 STUDIES: list[tuple[str, dict[str, Any], bool]] = [
     ("full", {"model": "m", "name": "s", "backend": ["pytorch", "vllm"], "sweep": {"n": [1]},
-              "execution": {"n_cycles": 2}, "runners": {"vllm": "docker"}, "images": {"vllm": "img"}, "experiments": [{"backend": "vllm"}]}, True),
+              "execution": {"n_cycles": 2}, "runners": {"vllm": "docker"},
+              "images": {"vllm": "img"}, "experiments": [{"backend": "vllm"}]}, True),
     ("execution-unknown", {"model": "m", "execution": {"cycles": 2}}, False),
     ("execution-bounds", {"model": "m", "execution": {"config_gap_seconds": -1}}, False),
     ("execution-null", {"model": "m", "execution": {"config_gap_seconds": None, "shuffle_seed": 0}}, True),

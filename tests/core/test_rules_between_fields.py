@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig
+from llenergymeasure.core.identity import measurement_config_hash
+from llenergymeasure.core.sweep import reasons
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 STRATEGIES = ("greedy", "sampling", "beam")
@@ -195,6 +197,22 @@ def test_settings_of_one_engine_that_contradict_each_other_are_refused(
     assert text in refusal(backend=backend, **{backend: section})
 
 
+IMPLIED: list[tuple[str, dict[str, Any], str, Any]] = [
+    ("fp8", {"precision": "fp8"}, "quantization", "fp8"),
+    ("fp8-named", {"precision": "fp8", "vllm": {"quantization": "fbgemm_fp8"}}, "quantization", "fbgemm_fp8"),
+    ("bf16", {"precision": "bf16"}, "quantization", None),
+    ("int4-needs-a-method", {"precision": "int4"}, "quantization", None),
+    ("lora", {"lora": {"adapter_id": "a"}}, "enable_lora", True),
+    ("no-lora", {}, "enable_lora", None),
+]
+
+
+@pytest.mark.parametrize(("fields", "name", "value"), [r[1:] for r in IMPLIED], ids=[r[0] for r in IMPLIED])
+def test_vllm_section_holds_what_precision_and_lora_imply(fields: dict[str, Any], name: str, value: Any) -> None:
+    """What another field implies is in the section before hashing, unless the section says otherwise."""
+    assert experiment(backend="vllm", **fields).section.model_dump()[name] == value
+
+
 PASSTHROUGH = [
     ("universal", "pytorch", "max_output_tokens"),
     ("own-section", "vllm", "max_num_seqs"),
@@ -294,3 +312,28 @@ def test_numbers_that_json_cannot_hold_are_refused(number: float) -> None:
     """NaN and infinity are no settings."""
     with pytest.raises(ValidationError):
         experiment(warmup={"thermal_floor_seconds": number})
+
+
+def test_section_of_another_energy_source_is_refused() -> None:
+    """A sensor script that no sensor would read is named, with both sources."""
+    with pytest.raises(
+        ValidationError, match="section simulated belongs to energy.backend simulated, but that is nvml"
+    ):
+        ExperimentConfig(model="m", energy={"backend": "nvml", "simulated": {"tick_ms": 10}})
+
+
+def test_fp8_on_vllm_is_the_same_measurement_as_naming_its_quantisation() -> None:
+    """What a precision implies is filled in before hashing, and a method that the user names stays."""
+    implied = ExperimentConfig(model="m", backend="vllm", precision="fp8")
+    written = ExperimentConfig(model="m", backend="vllm", precision="fp8", vllm={"quantization": "fp8"})
+    other = ExperimentConfig(model="m", backend="vllm", precision="fp8", vllm={"quantization": "fp8_per_block"})
+    assert measurement_config_hash(implied) == measurement_config_hash(written)
+    assert other.section.quantization == "fp8_per_block"
+
+
+def test_error_inside_a_generated_dataset_is_one_line_with_its_plain_name() -> None:
+    """The user sees the key that was written, not the names of our classes."""
+    with pytest.raises(ValidationError) as caught:
+        ExperimentConfig(model="m", dataset={"synthetic": {"input_len": 0}})
+    (line,) = reasons(caught.value)
+    assert line.startswith("dataset.synthetic.input_len: ")

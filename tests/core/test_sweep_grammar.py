@@ -370,11 +370,11 @@ def test_points_share_no_mapping() -> None:
 
 def test_values_of_an_axis_are_not_shared_between_points() -> None:
     """A mapping that is one value of an axis is copied into each point."""
-    sweep = {"passthrough_kwargs": [{"a": {"b": 1}}], "n": [1, 2]}
+    sweep = {"passthrough_kwargs": [{"a": [{"b": 1}]}], "n": [1, 2]}
     one, two = study(backend="pytorch", sweep=sweep).experiments
     assert one.passthrough_kwargs is not None
-    one.passthrough_kwargs["a"]["b"] = "changed"
-    assert two.passthrough_kwargs == sweep["passthrough_kwargs"][0] == {"a": {"b": 1}}
+    one.passthrough_kwargs["a"][0]["b"] = "changed"
+    assert two.passthrough_kwargs == sweep["passthrough_kwargs"][0] == {"a": [{"b": 1}]}
 
 
 def test_skipped_points_share_no_mapping_either() -> None:

@@ -33,7 +33,8 @@ def loaded_by(statement: str) -> set[str]:
             id="building the schema",
         ),
         pytest.param(
-            "from llenergymeasure.core.result import ExperimentResult as R; R.model_json_schema()", id="the result's schema"
+            "from llenergymeasure.core.result import ExperimentResult as R; R.model_json_schema()",
+            id="the result's schema",
         ),
         pytest.param(
             "from llenergymeasure.core import registry as r\n"
@@ -46,7 +47,7 @@ def loaded_by(statement: str) -> set[str]:
             id="planning a study of all backends",
         ),
     ],
-)  # fmt: skip
+)
 def test_heavy_libraries_stay_unloaded(statement: str) -> None:
     """Importing, describing and planning load no engine, no GPU library and no data-frame library."""
     assert loaded_by(statement) & set(HEAVY) == set()
@@ -61,7 +62,11 @@ def test_operator_folder_is_no_package() -> None:
     """`operator` is a module of the standard library; an __init__.py in that folder would hide it."""
     assert not (ROOT / "operator" / "__init__.py").exists()
     done = subprocess.run(
-        [sys.executable, "-c", "import operator; print(operator.add(1, 2))"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import operator; print(operator.add(1, 2))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "3\n"
 
@@ -104,18 +109,54 @@ def test_contracts_hold(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        pytest.param("llenergymeasure/core/plan.py", "import subprocess", "the core is pure", id="the core starts processes"),
-        pytest.param("llenergymeasure/core/sweep.py", "import time", "the core is pure", id="the core looks at the clock"),
+        pytest.param(
+            "llenergymeasure/core/plan.py", "import subprocess", "the core is pure", id="the core starts processes"
+        ),
+        pytest.param(
+            "llenergymeasure/core/sweep.py", "import time", "the core is pure", id="the core looks at the clock"
+        ),
         pytest.param("llenergymeasure/core/keys.py", "import random", "the core is pure", id="the core draws lots"),
-        pytest.param("llenergymeasure/core/config.py", "import torch", "the core is pure", id="the core loads an engine"),
-        pytest.param("llenergymeasure/core/errors.py", "from llenergymeasure.core import plan", "the core's layers", id="upwards in the core"),
-        pytest.param("llenergymeasure/core/plan.py", "from llenergymeasure import store", "who acts may know who decides, never the reverse", id="the core writes files"),
-        pytest.param("llenergymeasure/measure.py", "def f():\n    from llenergymeasure import study", "who acts may know who decides, never the reverse", id="measuring knows studies, even inside a function"),
-        pytest.param("llenergymeasure/backends/pytorch.py", "from llenergymeasure.backends import vllm", "plug-ins do not know each other", id="one backend knows another"),
-        pytest.param("llenergymeasure/energy/nvml.py", "from llenergymeasure.energy import zeus", "plug-ins do not know each other", id="one energy source knows another"),
-        pytest.param("llem_operator/__init__.py", "from llenergymeasure import measure", "the operator imports only the core", id="the operator measures"),
+        pytest.param(
+            "llenergymeasure/core/config.py", "import torch", "the core is pure", id="the core loads an engine"
+        ),
+        pytest.param(
+            "llenergymeasure/core/errors.py",
+            "from llenergymeasure.core import plan",
+            "the core's layers",
+            id="upwards in the core",
+        ),
+        pytest.param(
+            "llenergymeasure/core/plan.py",
+            "from llenergymeasure import store",
+            "who acts may know who decides, never the reverse",
+            id="the core writes files",
+        ),
+        pytest.param(
+            "llenergymeasure/measure.py",
+            "def f():\n    from llenergymeasure import study",
+            "who acts may know who decides, never the reverse",
+            id="measuring knows studies, even inside a function",
+        ),
+        pytest.param(
+            "llenergymeasure/backends/pytorch.py",
+            "from llenergymeasure.backends import vllm",
+            "plug-ins do not know each other",
+            id="one backend knows another",
+        ),
+        pytest.param(
+            "llenergymeasure/energy/nvml.py",
+            "from llenergymeasure.energy import zeus",
+            "plug-ins do not know each other",
+            id="one energy source knows another",
+        ),
+        pytest.param(
+            "llem_operator/__init__.py",
+            "from llenergymeasure import measure",
+            "the operator imports only the core",
+            id="the operator measures",
+        ),
     ],
-)  # fmt: skip
+)
 def test_seeded_violation_is_caught(copy: Path, file: str, line: str, contract: str) -> None:
     """A forbidden import, put into a copy, breaks the contract that forbids it."""
     with (copy / file).open("a", encoding="utf-8") as source:

@@ -37,7 +37,11 @@ def test_wheel_holds_both_packages_and_their_data(wheel: Path) -> None:
     modules |= {f"llem_operator/{p.name}" for p in (ROOT / "operator" / "llem_operator").glob("*.py")}
     assert modules - names == set()
     assert {"llenergymeasure/data/prompts.jsonl", "llenergymeasure/py.typed"} <= names
-    assert {n.partition("/")[0] for n in names} == {"llenergymeasure", "llem_operator", "llenergymeasure-2.0.0.dist-info"}
+    assert {n.partition("/")[0] for n in names} == {
+        "llenergymeasure",
+        "llem_operator",
+        "llenergymeasure-2.0.0.dist-info",
+    }
     assert not any("__pycache__" in n or "tests" in n for n in names)
 
 
@@ -51,7 +55,9 @@ def test_installed_wheel_has_both_commands_and_its_prompts(wheel: Path, tmp_path
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
 
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
 
     count, place = done.stdout.split()
     assert count == "200"
@@ -105,7 +111,9 @@ def llem(copy: Path, *words: str) -> str:
 def test_new_backend_is_one_file(copy: Path) -> None:
     """A file in backends/ is all: schema, plan, batch flag, config and a run know it."""
     source = (copy / "llenergymeasure" / "backends" / "synthetic.py").read_text(encoding="utf-8")
-    toy = source.replace('NAME = "synthetic"', 'NAME = "toy"').replace('BATCH_SIZE_KEY = "batch_size"', 'BATCH_SIZE_KEY = "lanes"')
+    toy = source.replace('NAME = "synthetic"', 'NAME = "toy"').replace(
+        'BATCH_SIZE_KEY = "batch_size"', 'BATCH_SIZE_KEY = "lanes"'
+    )
     toy = toy.replace("batch_size: Int", "lanes: Int").replace(".batch_size", ".lanes")
     (copy / "llenergymeasure" / "backends" / "toy.py").write_text(toy, encoding="utf-8")
     words = ("-m", "m", "-b", "toy", "-d", "builtin", "-n", "4", "--batch-size", "2", "--set", "max_output_tokens=2")
@@ -151,7 +159,10 @@ def test_reference_check_notices_drift(tmp_path: Path) -> None:
     (tmp_path / "docs" / "reference" / "exit-codes.md").write_text("edited\n")
 
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "tools" / "generate.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(tmp_path / "tools" / "generate.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 1

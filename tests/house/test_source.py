@@ -111,7 +111,9 @@ def test_every_silenced_lint_has_a_code_and_a_reason() -> None:
     """`# noqa: CODE  (reason)`."""
     silenced = [(p, n, c) for p in PRODUCT for n, c in comments(p) if "noqa" in c]
 
-    bare = [f"{short(p)}:{n}: {c}" for p, n, c in silenced if not re.search(r"noqa: [A-Z]+\d+(, [A-Z]+\d+)*  \(.+\)", c)]
+    bare = [
+        f"{short(p)}:{n}: {c}" for p, n, c in silenced if not re.search(r"noqa: [A-Z]+\d+(, [A-Z]+\d+)*  \(.+\)", c)
+    ]
     assert bare == []
     assert len(silenced) > 0
 

@@ -1,13 +1,17 @@
 """Fixtures for measurements: a quick pretended experiment, a machine with scripted GPUs."""
 
+import gc
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.nvml_script import Machine, install
 
+from fakes.nvml_script import Machine, install
 from llenergymeasure.core.config import ExperimentConfig
+from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.measure import Measured, measure
 from llenergymeasure.user_config import UserConfig
 
@@ -31,6 +35,15 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             for k, v in over.items()
         },
     }
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _light_torch() -> None:
+    """Keep engine tests quick: one thread, since the models are tiny, and a collector that skips loaded libraries."""
+    gc.collect()
+    gc.freeze()  # an engine's close() collects garbage; going through all of transformers takes half a second each time
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -62,5 +75,20 @@ def on_gpu(run: Callable[..., Measured], machine: Machine) -> Callable[..., Meas
     def start(**fields: Any) -> Measured:
         base = {"energy": {"backend": "nvml"}, "warmup": {"thermal_floor_seconds": 0}}
         return run(**_merged(base, fields))
+
+    return start
+
+
+@pytest.fixture
+def child(config: Callable[..., ExperimentConfig], tmp_path: Path) -> Callable[..., ExperimentResult]:
+    """Measure that experiment in a process of its own, as every runner does."""
+
+    def start(**fields: Any) -> ExperimentResult:
+        path = tmp_path / "experiment.json"
+        path.write_text(config(**fields).model_dump_json(exclude_none=True), encoding="utf-8")
+        command = [sys.executable, "-m", "llenergymeasure.cli", "experiment", "--config", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return ExperimentResult.from_json(done.stdout[done.stdout.index("{\n") :])
 
     return start

@@ -2,17 +2,14 @@
 
 import ctypes
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.nvml_script import Gpu, Machine
 
+from fakes.nvml_script import Gpu, Machine
 from llenergymeasure import baseline
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Device
@@ -45,7 +42,7 @@ def _row(uuid: str, watts: float, age_s: float = 10, driver: str | None = DRIVER
 
 
 def test_it_is_measured_once_and_read_by_the_next_process(
-    on_gpu: Callable[..., Measured], config: Config, machine: Machine, tmp_path: Path
+    on_gpu: Callable[..., Measured], child: Callable[..., ExperimentResult], machine: Machine
 ) -> None:
     """The first run records the idle power and keeps it; a second process uses that one instead of measuring."""
     machine.play(Gpu(uuid=A, power=[(0.0, 123.0)]))
@@ -55,17 +52,12 @@ def test_it_is_measured_once_and_read_by_the_next_process(
     kept = json.loads((cache_dir() / "baselines.json").read_text(encoding="utf-8"))
     assert list(kept) == [f"{A}/{DRIVER}/bare"]
     machine.play(Gpu(uuid=A, power=[(0.0, 999.0)]))
-    again = config(
+    second = child(
         baseline=BARE,
         energy={"backend": "nvml"},
         warmup={"thermal_floor_seconds": 0},
         measurement={"min_duration_seconds": 0.5},
     )
-    (tmp_path / "again.json").write_text(again.model_dump_json(exclude_none=True), encoding="utf-8")
-    command = [sys.executable, "-m", "llenergymeasure.cli", "experiment", "--config", str(tmp_path / "again.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    second = ExperimentResult.from_json(done.stdout)
     assert second.baseline_power_w == first.baseline_power_w
     assert second.energy_breakdown.baseline_method == "cached"
     assert second.energy_breakdown.from_cache
@@ -89,22 +81,28 @@ def test_the_parents_baselines_are_used(
 
 
 @pytest.mark.parametrize(
-    ("rows", "found"),
+    ("first", "second", "found"),
     [
-        pytest.param([_row(A, 70.0), _row(B, 80.0)], 150.0, id="both known"),
-        pytest.param([_row(A, 70.0)], None, id="one missing"),
-        pytest.param([_row(A, 70.0), _row(B, 80.0, driver="570.1")], None, id="another driver"),
-        pytest.param([_row(A, 70.0), _row(B, 80.0, kind="context")], None, id="another kind"),
-        pytest.param([_row(A, 70.0), _row(B, 80.0, age_s=3601)], None, id="one too old"),
-        pytest.param([_row(A, 70.0), _row(B, 80.0, age_s=3500)], 150.0, id="old, but within an hour"),
-        pytest.param([_row(A, 70.0, age_s=-60), _row(B, 80.0, age_s=-60)], None, id="from the future"),
-        pytest.param([], None, id="none"),
+        pytest.param({}, {}, 150.0, id="both known"),
+        pytest.param({}, None, None, id="one missing"),
+        pytest.param({}, {"driver": "570.1"}, None, id="another driver"),
+        pytest.param({}, {"kind": "context"}, None, id="another kind"),
+        pytest.param({}, {"age_s": 3601}, None, id="one too old"),
+        pytest.param({}, {"age_s": 3500}, 150.0, id="old, but within an hour"),
+        pytest.param({"age_s": -60}, {"age_s": -60}, None, id="from the future"),
+        pytest.param(None, None, None, id="none"),
     ],
 )
 def test_a_known_baseline_must_fit(
-    rows: list[dict[str, Any]], found: float | None, config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    first: dict[str, Any] | None,
+    second: dict[str, Any] | None,
+    found: float | None,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Every GPU, the same driver, the same kind, younger than an hour: else it is measured again."""
+    rows = [_row(u, w, **changes) for u, w, changes in ((A, 70.0, first), (B, 80.0, second)) if changes is not None]
     monkeypatch.setenv("LLEM_BASELINES", json.dumps(rows))
     known = baseline.cached(config(baseline=BARE), DEVICES, DRIVER, tmp_path)
     assert (known.power_w if known else None) == found
@@ -203,10 +201,3 @@ def test_no_baseline_has_its_reason(fields: dict[str, Any], said: str, run: Call
     assert result.energy_breakdown.baseline_method == "unavailable"
     assert said in result.null_reasons["energy_adjusted_j"]
     assert said in result.null_reasons["baseline_power_w"]
-
-
-def test_a_pretended_baseline_is_not_kept_for_real_runs(run: Callable[..., Measured]) -> None:
-    """A simulated counter leaves nothing in the cache that another run would read."""
-    run(baseline={"enabled": True, "duration_seconds": 5})
-    assert not (cache_dir() / "baselines.json").exists()
-    assert os.environ["XDG_CACHE_HOME"] in str(cache_dir())

@@ -8,6 +8,7 @@ import pytest
 from llenergymeasure.core.errors import PreFlightError, run_exit_code
 from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.measure import Measured
+from llenergymeasure.user_config import cache_dir
 
 Run = Callable[..., Measured]
 
@@ -24,7 +25,7 @@ def test_known_power_gives_known_energy(run: Run) -> None:
 
 
 def test_a_believable_run_with_its_baseline(run: Run) -> None:
-    """5 s idle at 80 W, then more than 5 s of work at 300 W: baseline, adjusted energy, verdict, round trip."""
+    """5 s idle at 80 W, then more than 5 s of work at 300 W: baseline, adjusted energy, verdict, nothing cached."""
     result = run(baseline={"enabled": True, "duration_seconds": 5}, measurement={"min_duration_seconds": 5.2}).result
     assert result.baseline_power_w == pytest.approx(80.0, rel=1e-3)
     assert result.energy_breakdown.baseline_method == "fresh"
@@ -35,8 +36,10 @@ def test_a_believable_run_with_its_baseline(run: Run) -> None:
     assert result.phases["baseline"].end_s - result.phases["baseline"].start_s >= 5
     assert result.phases["baseline"].end_s <= result.phases["load"].start_s
     assert result.verdict.state == "valid"
-    assert [w.partition(":")[0] for w in result.measurement_warnings] == ["short_window"]
+    codes = {w.partition(":")[0] for w in result.measurement_warnings}
+    assert {"short_window"} <= codes <= {"short_window", "imprecise"}  # the step from idle to load is near the edge
     assert ExperimentResult.from_json(result.to_json()) == result
+    assert not (cache_dir() / "baselines.json").exists()  # a pretended idle is of no use to real runs
 
 
 @pytest.mark.parametrize(
@@ -100,10 +103,12 @@ def test_a_source_that_was_named_must_work(
 
 
 @pytest.mark.parametrize("name", ["zeus", "codecarbon"])
-def test_a_named_source_without_a_gpu_measures_the_host_only(name: str, run: Run, machine: Any) -> None:
+def test_a_named_source_without_a_gpu_measures_the_host_only(
+    name: str, child: Callable[..., ExperimentResult], machine: Any
+) -> None:
     """The real library on a machine without a GPU: GPU energy null with a reason, host energy apart or null."""
     machine.play()
-    result = run(energy={"backend": name}, measurement={"min_duration_seconds": 0.3}).result
+    result = child(energy={"backend": name}, measurement={"min_duration_seconds": 0.3})
     assert result.energy_total_j is None
     assert "no GPU is visible" in result.null_reasons["energy_total_j"]
     assert result.verdict.state == "unmeasured"
@@ -146,7 +151,6 @@ def test_an_engine_that_fails_leaves_no_sampler_running(on_gpu: Run, machine: An
     import os
 
     from fakes.nvml_script import Gpu, children
-
     from llenergymeasure.core.errors import BackendError
 
     machine.play(Gpu())

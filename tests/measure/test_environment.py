@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fakes.nvml_script import Gpu, Machine
 
+from fakes.nvml_script import Gpu, Machine
 from llenergymeasure import __version__, environment
 
 WANTED = {

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.nvml_script import Gpu, Machine
 
+from fakes.nvml_script import Gpu, Machine
 from llenergymeasure import preflight
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import ConfigError, HardwareError, LLEMError, PreFlightError, run_exit_code
@@ -150,7 +150,7 @@ def test_without_a_config_there_is_no_estimate(machine: Machine, tmp_path: Path)
 def test_an_unknown_source_in_the_users_file_is_a_config_error() -> None:
     """The error names the value and the valid ones."""
     user = UserConfig.model_validate({"measurement": {"energy_backend": "nvlm"}})
-    with pytest.raises(ConfigError, match="'nvlm' is unknown; valid: auto, none, .*nvml"):
+    with pytest.raises(ConfigError, match=r"'nvlm' is unknown; valid: auto, none, .*nvml"):
         preflight.choose_source(ExperimentConfig(model="m", dataset="builtin"), user)
 
 

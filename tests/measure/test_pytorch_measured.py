@@ -122,13 +122,13 @@ def test_the_longest_prompt_is_the_one_named(tiny: Run, tmp_path: Path) -> None:
 
 
 def test_sampling_repeats_from_run_to_run(tiny: Run) -> None:
-    """Two runs with one seed write the same text, another seed another one."""
+    """Runs with one seed write the same text, however long the warm-up drew before; another seed another one."""
 
-    def texts(seed: int) -> Any:
+    def texts(seed: int, n_warmup: int) -> Any:
         fields = {"decoder": {"decoding_strategy": "sampling"}, "output": {"save_text": True}}
-        return tiny(random_seed=seed, **fields).result.texts
+        return tiny(random_seed=seed, warmup={"n_warmup": n_warmup}, **fields).result.texts
 
-    assert texts(1) == texts(1) != texts(2)
+    assert texts(1, 1) == texts(1, 3) != texts(2, 1)
 
 
 def test_drawn_prompts_have_their_exact_length_on_a_real_engine(tiny: Run) -> None:
@@ -165,6 +165,7 @@ def test_the_built_in_model_is_measured_end_to_end(shared_model_cache: Path, mac
     result = measure(
         ExperimentConfig(
             model="builtin:smollm2-135m",
+            precision="fp32",
             n=2,
             max_input_tokens=32,
             max_output_tokens=4,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fakes.nvml_script import (
     HW_THERMAL,
     POWER_BRAKE,
@@ -18,7 +19,6 @@ from fakes.nvml_script import (
     children,
     square_wave,
 )
-
 from llenergymeasure import store, timeseries
 from llenergymeasure.backends import synthetic
 from llenergymeasure.core.contracts import Generation, Request

@@ -39,9 +39,7 @@ def test_the_columns_are_the_documented_ones() -> None:
     assert timeseries.table([]).num_rows == 0
 
 
-@pytest.mark.parametrize(
-    ("length_s", "seconds"), [(0.4, 1), (1.0, 1), (1.01, 2), (3.0, 3), (3.7, 4)], ids=lambda v: str(v)
-)
+@pytest.mark.parametrize(("length_s", "seconds"), [(0.4, 1), (1.0, 1), (1.01, 2), (3.0, 3), (3.7, 4)], ids=str)
 def test_each_started_second_has_a_row_per_gpu(length_s: float, seconds: int) -> None:
     """Seconds count from window start; every GPU that was read has its row in each."""
     readings = [_reading(10.1), _reading(10.2, B, 1)]

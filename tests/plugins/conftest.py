@@ -1,5 +1,6 @@
 """Fixtures for plug-in tests: engines that are closed again, a machine with scripted GPUs, processes of their own."""
 
+import gc
 import json
 import os
 import subprocess
@@ -9,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.nvml_script import Machine, install
 
+from fakes.nvml_script import Machine, install
 from llenergymeasure import models
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Weights
 
 TESTS = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _light_torch() -> None:
+    """Keep engine tests quick: one thread, since the models are tiny, and a collector that skips loaded libraries."""
+    gc.collect()
+    gc.freeze()  # an engine's close() collects garbage; going through all of transformers takes half a second each time
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_read_is_a_config_error(kind: str, tmp_path: Path)
     path = tmp_path / "x.jsonl"
     if kind == "folder":
         path.mkdir()
-    with pytest.raises(ConfigError, match="x.jsonl: (no such file|cannot be read)"):
+    with pytest.raises(ConfigError, match=r"x\.jsonl: (no such file|cannot be read)"):
         datasets.load_prompts(_config(str(path)))
 
 
@@ -129,7 +129,7 @@ def test_a_path_may_begin_at_home(jsonl: Any, monkeypatch: pytest.MonkeyPatch, t
 def test_too_large_an_n_names_both_numbers(jsonl: Any) -> None:
     """The error says how many are wanted and how many there are, notes not counted."""
     path = jsonl({"_note": "x"}, {"prompt": "a"}, {"prompt": "b"})
-    with pytest.raises(ConfigError, match="n: 5 prompts are wanted, but .* has 2; lower n"):
+    with pytest.raises(ConfigError, match=r"n: 5 prompts are wanted, but .* has 2; lower n"):
         datasets.load_prompts(_config(path, n=5))
 
 

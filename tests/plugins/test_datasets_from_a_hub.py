@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from fakes.hub import Hub
 
 REPO, COMMIT = "AIEnergyScore/text_generation", "2dc92b2ee2cd9776a51ccf08c6c2ab04138370c3"

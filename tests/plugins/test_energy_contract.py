@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.nvml_script import Gpu, Machine
 
+from fakes.nvml_script import Gpu, Machine
 from llenergymeasure.core import registry
 from llenergymeasure.core.contracts import Availability, EnergyBackend
 

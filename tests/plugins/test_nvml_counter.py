@@ -1,12 +1,12 @@
 """NVIDIA's energy counter, read from a scripted NVML with known truth: right joules, or none with a reason."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fakes.nvml_script import HW_THERMAL, SW_POWER_CAP, Gpu, Machine, square_wave
 
+from fakes.nvml_script import HW_THERMAL, SW_POWER_CAP, Gpu, Machine, square_wave
 from llenergymeasure.core import registry
 from llenergymeasure.core.contracts import EnergyRecord
 from llenergymeasure.core.energy_series import total

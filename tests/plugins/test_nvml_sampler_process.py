@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.nvml_script import FAKES, Gpu, Machine, children
 
+from fakes.nvml_script import FAKES, Gpu, Machine, children
 from llenergymeasure.core import registry
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.nvml_sampling import NvmlSampler, visible_devices

@@ -1,8 +1,8 @@
 """Fixtures of the study tests: studies run in this process, their runs in processes of their own."""
 
 import pytest
-from cli.process import FAST, over
 
+from cli.process import FAST, over
 from llenergymeasure import ExperimentConfig
 
 

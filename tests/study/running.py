@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from cli.process import FAST, over
-
 from llenergymeasure import ExperimentResult, StudyConfig
 from llenergymeasure import study as studies
 from llenergymeasure.core.manifest import StudyManifest
@@ -51,7 +50,9 @@ class Watcher(studies.Quiet):
         self.heard.append(("pause", seconds))
 
 
-def execute(study: StudyConfig, parent: Path, watcher: Watcher | None = None, *, user: UserConfig | None = None) -> Executed:
+def execute(
+    study: StudyConfig, parent: Path, watcher: Watcher | None = None, *, user: UserConfig | None = None
+) -> Executed:
     """Run a study below `parent`."""
     parent.mkdir(exist_ok=True)
     return studies.execute(study, user or UserConfig(), parent=parent, observer=watcher)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.process import FAST, NEVER_ENDING, alive, over, wait_until
 
+from cli.process import FAST, NEVER_ENDING, alive, over, wait_until
 from llenergymeasure import ExperimentConfig, launch
 from llenergymeasure.core.errors import ExperimentError, PhaseTimeoutError
 from llenergymeasure.launch import RunFailedError
@@ -72,21 +72,44 @@ def run(config: ExperimentConfig, *, timeout_s: float = 60, events: list[dict[st
 
 
 DEATHS = [
-    pytest.param('phase("window"); os.kill(os.getpid(), signal.SIGKILL)', ["killed by SIGKILL", "phase window"], id="SIGKILL"),
+    pytest.param(
+        'phase("window"); os.kill(os.getpid(), signal.SIGKILL)', ["killed by SIGKILL", "phase window"], id="SIGKILL"
+    ),
     pytest.param('phase("load"); ctypes.string_at(0)', ["killed by SIGSEGV", "phase load"], id="segmentation fault"),
     pytest.param('phase("warmup"); os.abort()', ["killed by SIGABRT", "phase warmup"], id="abort"),
-    pytest.param('phase("result"); sys.exit(0)', ["exit code 0 and no result", "phase result"], id="exit 0 without a result"),
-    pytest.param('phase("load"); print("CUDA driver version is insufficient", file=sys.stderr); sys.exit(3)',
-                 ["exit code 3", "phase load", "CUDA driver version is insufficient"], id="exit code and a message on stderr"),
-    pytest.param('phase("load"); sys.stderr.buffer.write(b"\\xff\\xfe{\\n{broken json\\n[1]\\n"); sys.exit(1)', ["{broken json", "phase load"], id="garbage on stderr"),
-    pytest.param('phase("result"); send(b"\\x00\\xff not json")', ["no result", "phase result"], id="garbage on the pipe"),
+    pytest.param(
+        'phase("result"); sys.exit(0)', ["exit code 0 and no result", "phase result"], id="exit 0 without a result"
+    ),
+    pytest.param(
+        'phase("load"); print("CUDA driver version is insufficient", file=sys.stderr); sys.exit(3)',
+        ["exit code 3", "phase load", "CUDA driver version is insufficient"],
+        id="exit code and a message on stderr",
+    ),
+    pytest.param(
+        'phase("load"); sys.stderr.buffer.write(b"\\xff\\xfe{\\n{broken json\\n[1]\\n"); sys.exit(1)',
+        ["{broken json", "phase load"],
+        id="garbage on stderr",
+    ),
+    pytest.param(
+        'phase("result"); send(b"\\x00\\xff not json")', ["no result", "phase result"], id="garbage on the pipe"
+    ),
     pytest.param('phase("result"); send(b"[1, 2]")', ["no result", "phase result"], id="a list on the pipe"),
-    pytest.param('phase("result"); send(json.dumps({"result": {"model": "m"}}).encode())', ["cannot be read", "wrong"], id="half a result"),
-    pytest.param('phase("result"); send(b\'{"result": {"energy_total_j": NaN}}\')', ["cannot be read"], id="a result with NaN"),
-    pytest.param('phase("result"); send(b\'{"result": {"model"\'); os.kill(os.getpid(), 9)', ["SIGKILL", "phase result"], id="killed while it sends"),
+    pytest.param(
+        'phase("result"); send(json.dumps({"result": {"model": "m"}}).encode())',
+        ["cannot be read", "wrong"],
+        id="half a result",
+    ),
+    pytest.param(
+        'phase("result"); send(b\'{"result": {"energy_total_j": NaN}}\')', ["cannot be read"], id="a result with NaN"
+    ),
+    pytest.param(
+        'phase("result"); send(b\'{"result": {"model"\'); os.kill(os.getpid(), 9)',
+        ["SIGKILL", "phase result"],
+        id="killed while it sends",
+    ),
     pytest.param('phase("result"); send(b\'{"path": "/no/such/file"}\')', ["no result"], id="path of no file"),
     pytest.param('phase("result"); send(b\'{"path": 5}\')', ["no result"], id="path that is none"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("body", "says"), DEATHS)
@@ -174,7 +197,10 @@ def test_result_above_a_megabyte_comes_through_a_file_that_is_gone_afterwards(
 ) -> None:
     """Large results take the way round a temporary file, which the parent deletes."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    body = over(FAST, {"n": 100, "max_output_tokens": 1500, "output": {"save_text": True}, "synthetic": {"decode_ms_per_step": 0}})
+    body = over(
+        FAST,
+        {"n": 100, "max_output_tokens": 1500, "output": {"save_text": True}, "synthetic": {"decode_ms_per_step": 0}},
+    )
 
     measured = run(ExperimentConfig(**body))
 
@@ -256,7 +282,9 @@ def test_child_is_told_what_it_runs_and_for_whom(child: Child, fast: ExperimentC
 def test_child_has_a_group_of_its_own_and_no_terminal(child: Child, fast: ExperimentConfig, tmp_path: Path) -> None:
     """A fresh session: Ctrl-C on the parent's terminal does not reach the child, and its group can be killed whole."""
     notes = tmp_path / "group"
-    child.does(f"open({str(notes)!r}, 'w').write(f'{{os.getpgid(0)}} {{os.getsid(0)}} {{os.getpid()}} {{sys.stdin.read()!r}}')")
+    child.does(
+        f"open({str(notes)!r}, 'w').write(f'{{os.getpgid(0)}} {{os.getsid(0)}} {{os.getpid()}} {{sys.stdin.read()!r}}')"
+    )
 
     with pytest.raises(RunFailedError):
         run(fast)

@@ -10,10 +10,10 @@ from types import UnionType
 from typing import Any
 
 import pytest
-from cli.process import FAST, over, tree, write
 from pydantic import ValidationError
 
 import llenergymeasure
+from cli.process import FAST, over, tree, write
 from llenergymeasure import (
     ExperimentConfig,
     ExperimentResult,

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cli.process import FAST, over, tree
 
+from cli.process import FAST, over, tree
 from llenergymeasure import ExperimentConfig, run_experiment, run_study, store
 from llenergymeasure.core.errors import ResultStoreError
 from study.running import make
@@ -15,7 +15,7 @@ NOON = datetime(2026, 3, 29, 12, 0, 5, tzinfo=UTC)
 HOSTILE = [
     "../../etc/passwd", "..", ".", "/", "///", "", "a/../../b", "..\\..\\windows", "/absolute/path", "~root", "$(id)",
     "`id`", "a;rm -rf b", "name with spaces", "tab\tnew\nline", "nul\0byte", "Ünïcödé/模型", "模型", "🔥", "-rf",
-    "--flag", ".hidden", "x" * 500, "UPPER/Case", "builtin:smollm2-135m", "c:con", "a%2e%2e%2fb", "‮txt",
+    "--flag", ".hidden", "x" * 500, "UPPER/Case", "builtin:smollm2-135m", "c:con", "a%2e%2e%2fb", "\u202etxt",
 ]  # fmt: skip
 
 

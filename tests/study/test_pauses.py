@@ -4,14 +4,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from study.running import Watcher, execute, make, manifest
 
 from llenergymeasure import study as studies
 from llenergymeasure.core.plan import make_plan
 from llenergymeasure.user_config import ExecutionSection, UserConfig
+from study.running import Watcher, execute, make, manifest
 
 USER = UserConfig(execution=ExecutionSection(config_gap_seconds=7, cycle_gap_seconds=11))
-SENSOR, PRETENDED, NONE = {"energy": {"backend": "codecarbon"}}, {"energy": {"backend": "simulated"}}, {"energy": {"backend": "none"}}
+SENSOR, PRETENDED, NONE = (
+    {"energy": {"backend": "codecarbon"}},
+    {"energy": {"backend": "simulated"}},
+    {"energy": {"backend": "none"}},
+)
 TWO_BY_TWO = {"sweep": {"n": [2, 3]}}
 
 
@@ -32,10 +36,12 @@ def gaps(*layers: dict[str, object], **execution: object) -> list[float]:
         pytest.param(SENSOR, {"config_gap_seconds": 2.5}, [0, 2.5, 11, 2.5], id="a written gap wins"),
         pytest.param(NONE, {}, [0, 0, 0, 0], id="unset: none without a sensor"),
         pytest.param(PRETENDED, {}, [0, 0, 0, 0], id="unset: none with a pretended sensor"),
-        pytest.param(NONE, {"config_gap_seconds": 3, "cycle_gap_seconds": 5}, [0, 3, 5, 3], id="written: also without a sensor"),
+        pytest.param(
+            NONE, {"config_gap_seconds": 3, "cycle_gap_seconds": 5}, [0, 3, 5, 3], id="written: also without a sensor"
+        ),
         pytest.param(SENSOR, {"cycle_order": "sequential"}, [0, 7, 7, 7], id="sequential knows config gaps only"),
     ],
-)  # fmt: skip
+)
 def test_gap_before_each_run(energy: dict[str, object], execution: dict[str, object], expected: list[float]) -> None:
     """None before the first run; a cycle gap replaces the config gap between passes; unset takes the user's."""
     pytest.importorskip("codecarbon")
@@ -47,7 +53,14 @@ def test_gaps_are_kept_on_the_clock(tmp_path: Path) -> None:
     """Between the end of a run and the start of the next at least its gap passes, and the observer is told."""
     study = make(
         TWO_BY_TWO,
-        {"execution": {"n_cycles": 2, "cycle_order": "interleaved", "config_gap_seconds": 0.6, "cycle_gap_seconds": 1.2}},
+        {
+            "execution": {
+                "n_cycles": 2,
+                "cycle_order": "interleaved",
+                "config_gap_seconds": 0.6,
+                "cycle_gap_seconds": 1.2,
+            }
+        },
     )
     watcher = Watcher(tmp_path / "out")
 

@@ -1,21 +1,23 @@
 """What a study leaves on disk while it runs and when it has ended."""
 
+import contextlib
 import re
 import statistics
 import subprocess
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from cli.process import alive, tree
-from study.running import Watcher, execute, load, make, manifest, statuses
 
+from cli.process import alive, tree
 from llenergymeasure import ExperimentResult, StudyConfig, StudyResult
 from llenergymeasure import study as studies
 from llenergymeasure.core.errors import ResultStoreError
 from llenergymeasure.core.manifest import LEGAL, StudyManifest
 from llenergymeasure.core.plan import Run, make_plan
 from llenergymeasure.study import Executed
+from study.running import Watcher, execute, load, make, manifest, statuses
 
 TWO = {"sweep": {"n": [2, 3]}}
 CRASHING = {"synthetic": {"fail_after_batches": 1}}
@@ -53,13 +55,17 @@ def test_manifest_is_written_after_each_transition(tmp_path: Path) -> None:
 
 def test_reader_sees_a_whole_manifest_at_every_moment(tmp_path: Path) -> None:
     """A reader that polls as fast as it can never finds a torn or missing manifest, only legal transitions."""
-    parent, over, states = tmp_path / "out", threading.Event(), []
+    parent, over, states, torn = tmp_path / "out", threading.Event(), [], []
     parent.mkdir()
 
     def poll() -> None:
         while not over.is_set():
             for path in parent.glob("*/study_manifest.json"):
-                rows = tuple(r.status for r in StudyManifest.model_validate_json(path.read_bytes()).rows)
+                try:
+                    rows = tuple(r.status for r in StudyManifest.model_validate_json(path.read_bytes()).rows)
+                except (ValueError, OSError) as err:
+                    torn.append(err)
+                    continue
                 if not states or states[-1] != rows:
                     states.append(rows)
 
@@ -71,9 +77,10 @@ def test_reader_sees_a_whole_manifest_at_every_moment(tmp_path: Path) -> None:
         over.set()
         reader.join()
 
-    assert len(states) >= 4, "the reader died or saw nothing"
+    assert torn == []
+    assert len(states) >= 4
     assert sorted(states[-1]) == ["completed", "completed", "failed"]
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         for old, new in zip(before, after, strict=True):
             assert old == new or new in LEGAL[old] or new in {s for n in LEGAL[old] for s in LEGAL[n]}
 
@@ -95,12 +102,16 @@ def test_failed_run_is_recorded_and_the_study_goes_on(finished: Executed) -> Non
     assert [r.status for r in rows] == ["completed", "completed", "failed"] * 3
     for row in rows[2::3]:
         assert row.error_type == "BackendError"
-        assert row.error_message == "synthetic engine failed after 1 batches, as fail_after_batches asks (in phase window)"
+        assert (
+            row.error_message == "synthetic engine failed after 1 batches, as fail_after_batches asks (in phase window)"
+        )
         assert row.result_uri is None
         assert row.verdict is None
     assert manifest(finished.folder).status == "failed"
     result = StudyResult.from_json(finished.folder / "study_result.json")
-    assert [(f.index, f.cycle, f.error_type) for f in result.failed] == [(i, 1 + i // 3, "BackendError") for i in (2, 5, 8)]
+    assert [(f.index, f.cycle, f.error_type) for f in result.failed] == [
+        (i, 1 + i // 3, "BackendError") for i in (2, 5, 8)
+    ]
 
 
 def test_times_and_attempts_are_in_the_manifest(finished: Executed) -> None:
@@ -216,7 +227,10 @@ def test_kept_duplicates_run_as_extra_cycles(tmp_path: Path) -> None:
 
     done = execute(study, tmp_path / "out")
 
-    assert [(r.index, r.cycle, r.status) for r in manifest(done.folder).rows] == [(0, 1, "completed"), (1, 2, "completed")]
+    assert [(r.index, r.cycle, r.status) for r in manifest(done.folder).rows] == [
+        (0, 1, "completed"),
+        (1, 2, "completed"),
+    ]
     assert len(list((done.folder / "runs").iterdir())) == 2
 
 
@@ -248,13 +262,15 @@ def test_full_disk_is_an_error_and_leaves_earlier_results_alone(tmp_path: Path) 
     """On a full disk the run is not completed, the error says so, and results that are there stay readable."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here")
 
     def fill(run: Run, folder: Path) -> None:
         if run.index == 1:
-            with open(folder / "ballast", "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+            with open(folder / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):  # until it is full
                 while True:
                     file.write(b"\0" * 4096)
 
@@ -284,6 +300,7 @@ def test_folder_deleted_under_way_is_a_clear_error(tmp_path: Path) -> None:
 
     assert tree(tmp_path / "out") == set()
     assert sorted(statuses(tmp_path / "elsewhere")) == ["pending", "running"]
+
 
 def test_no_process_is_left_when_a_study_has_ended(finished: Executed) -> None:
     """Every run's process is gone, the crashed ones' too."""

@@ -44,7 +44,13 @@ class _Energy(Part):
 
     @model_validator(mode="after")
     def _own_section(self) -> "_Energy":
-        """Fill in the chosen source's section, so that leaving it out says what writing its defaults says."""
+        """Refuse another source's section; fill in the chosen one's, so that leaving it out says what defaults say."""
+        for name in registry.energy_names():
+            if name != self.backend and getattr(self, name, None) is not None:
+                raise ValueError(
+                    f"section {name} belongs to energy.backend {name}, but that is {self.backend}; "
+                    f"remove the section or set backend: {name}"
+                )
         settings = registry.energy_settings(self.backend) if self.backend in registry.energy_names() else None
         if settings is not None and getattr(self, self.backend) is None:
             object.__setattr__(self, self.backend, settings())

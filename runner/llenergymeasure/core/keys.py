@@ -56,7 +56,7 @@ def edit_distance(a: str, b: str) -> int:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Give '; did you mean X?' for the nearest known word at distance <= 3, else ''."""
     near = sorted((edit_distance(word.lower(), k.lower()), k) for k in known)
-    if near and near[0][0] <= min(3, max(1, len(word) // 2)):
+    if near and near[0][0] <= min(3, max(1, len(word) - 1)):
         return f"; did you mean {near[0][1]}?"
     return ""
 
@@ -197,10 +197,12 @@ def credential_problems(data: Any, path: str = "") -> list[str]:
 
 
 def snake_case(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a mapping with camelCase keys turned into snake_case, at every depth."""
+    """Give a mapping with camelCase keys turned into snake_case, at every depth; ConfigError if one stands twice."""
     found = {}
     for key, value in data.items():
         name = re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", key).lower() if isinstance(key, str) else key
+        if name in found:
+            raise ConfigError(f"{name}: is written twice, once in camelCase; keep one")
         found[name] = snake_case(value) if isinstance(value, Mapping) else value
     return found
 

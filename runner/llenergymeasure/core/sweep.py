@@ -22,6 +22,7 @@ from llenergymeasure.core.config import (
 )
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.identity import measurement_config_hash
+from llenergymeasure.core.sections import SyntheticDataset
 
 MAX_COMBINATIONS = 10_000
 """Most points of one study; the cluster's own cap on runs is the same (kubernetes.md §6)."""
@@ -243,11 +244,19 @@ def reason(err: ValidationError) -> str:
     return "; ".join(reasons(err))
 
 
+_UNION_BRANCHES = ("str", SyntheticDataset.__name__)
+"""What pydantic adds to the place of an error inside `dataset`, which no user wrote."""
+
+
 def reasons(err: ValidationError) -> list[str]:
     """Field and message of each error, without pydantic's decoration."""
     parts = []
-    for e in err.errors(include_url=False, include_context=False):
-        where = ".".join(str(p) for p in e["loc"])
+    found = err.errors(include_url=False, include_context=False)
+    deeper = {e["loc"][0] for e in found if len(e["loc"]) > 2}
+    for e in found:
+        if len(e["loc"]) == 2 and e["loc"][1] == "str" and e["loc"][0] in deeper:
+            continue  # the other branch of a union, which the value never meant
+        where = ".".join(str(p) for p in e["loc"] if p not in _UNION_BRANCHES)
         text = e["msg"].removeprefix("Value error, ")
         shown = "" if e["type"] in ("value_error", "missing") else f" (got {e['input']!r:.60})"
         parts.append(f"{where}: {text}{shown}" if where else text)
