@@ -94,7 +94,7 @@ def load_user_config(environ: Mapping[str, str] | None = None) -> UserConfig:
     """Read the user's file and environment; a missing file means defaults, a wrong one is a ConfigError."""
     environ = os.environ if environ is None else environ
     path = user_config_path()
-    data = read_mapping(path) if path.exists() and path.stat().st_size else {}
+    data = {} if _says_nothing(path) else read_mapping(path)
     problems = [*_unknown(data), *credential_problems(data)]
     refuse(problems, source=str(path))
     source, merged = str(path), _with_environment(data, environ)
@@ -102,6 +102,17 @@ def load_user_config(environ: Mapping[str, str] | None = None) -> UserConfig:
         return UserConfig.model_validate(merged)
     except ValidationError as err:
         raise ConfigError(f"{source} and environment: " + "; ".join(_lines(err))) from err
+
+
+def _says_nothing(path: Path) -> bool:
+    """True for a file that is not there, or holds nothing but comments."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # the reader names what is wrong with it
+    return all(not line.strip() or line.lstrip().startswith(b"#") for line in lines)
 
 
 def _lines(err: ValidationError) -> list[str]:

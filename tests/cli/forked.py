@@ -32,6 +32,7 @@ def become_llem(request: dict) -> None:
 
 
 if __name__ == "__main__":
+    assert not {"torch", "transformers", "vllm"} & set(sys.modules), "loading llem's modules must load no engine"
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

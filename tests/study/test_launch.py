@@ -295,6 +295,40 @@ def test_child_has_a_group_of_its_own_and_no_terminal(child: Child, fast: Experi
     assert stdin == "''"
 
 
+INTERRUPTING = """#!/bin/sh
+kill -INT $PPID
+echo $$ >> {notes}
+exec sleep 600
+"""
+INTERRUPTED = """
+import sys
+from llenergymeasure import ExperimentConfig, launch
+sys.executable = {stand_in!r}
+for _ in range(20):
+    try:
+        launch.run_in_subprocess(ExperimentConfig(**{fast!r}), timeout_s=60, on_event=print)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_interrupt_while_a_child_is_started_leaves_no_child(tmp_path: Path) -> None:
+    """Ctrl-C in the very moment in which a run begins ends that run like any other: no orphan goes on measuring."""
+    notes, stand_in = tmp_path / "pids", tmp_path / "child.sh"
+    notes.touch()
+    stand_in.write_text(INTERRUPTING.format(notes=notes))
+    stand_in.chmod(0o755)
+    script = INTERRUPTED.format(stand_in=str(stand_in), fast=FAST)
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.stdout.split() == ["interrupted"] * 20, done.stderr
+    left = [pid for pid in map(int, notes.read_text().split()) if alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
 def test_configuration_too_large_for_the_environment_is_refused_by_name(fast: ExperimentConfig) -> None:
     """Above 120 KiB the kernel would refuse the process; the error names what to shorten."""
     huge = fast.model_copy(update={"passthrough_kwargs": {"x": "y" * 130_000}})

@@ -59,7 +59,9 @@ def test_reader_sees_a_whole_manifest_at_every_moment(tmp_path: Path) -> None:
     parent.mkdir()
 
     def poll() -> None:
-        while not over.is_set():
+        last_look = False
+        while not last_look:
+            last_look = over.is_set()  # look once more after the end
             for path in parent.glob("*/study_manifest.json"):
                 try:
                     rows = tuple(r.status for r in StudyManifest.model_validate_json(path.read_bytes()).rows)

@@ -1,0 +1,152 @@
+"""What people read at the end: numbers with their uncertainty, best first, and why something is missing."""
+
+import re
+
+import pytest
+
+from llenergymeasure import StudyResult, report
+from llenergymeasure.core.errors import ConfigError, ModelNotFoundError, PreFlightError
+from llenergymeasure.core.result import ExperimentStatistics, FailedRun, Statistic
+
+ENERGY, SPEED = "energy_per_output_token_j", "tokens_per_second"
+
+
+def statistics(
+    name: str, *, joules: float | None, speed: float, verdicts: dict[str, int] | None = None
+) -> ExperimentStatistics:
+    """One configuration over three cycles."""
+    values = {SPEED: speed} | ({ENERGY: joules} if joules is not None else {})
+    return ExperimentStatistics(
+        config_hash=name,
+        summary=name,
+        cycles_completed=3,
+        verdicts=verdicts or {"valid": 3},
+        statistics={k: Statistic(mean=v, s=v / 100, n=3, half_width_95=v / 40) for k, v in values.items()},
+    )
+
+
+def rows(table: str) -> list[list[str]]:
+    """Cells of a table's rows, split where two blanks or more are."""
+    return [re.split(r" {2,}", line.strip()) for line in table.splitlines()[2:]]
+
+
+def test_fewest_joules_come_first() -> None:
+    """With energy the ranking is joules per output token, whatever the speed."""
+    found = report.comparison(
+        [
+            statistics("fast", joules=3.0, speed=900),
+            statistics("frugal", joules=1.0, speed=100),
+            statistics("middle", joules=2.0, speed=450),
+        ],
+        [],
+    )
+
+    assert [r[0] for r in rows(found)] == ["frugal", "middle", "fast"]
+    assert rows(found)[0] == ["frugal", "100 ± 2.5", "0.11x", "-", "1 ± 0.025", "valid"]
+    assert rows(found)[2][2] == "1.00x"
+
+
+def test_without_energy_the_fastest_comes_first() -> None:
+    """Without energy speed ranks, and the missing number is a dash, never a zero."""
+    found = report.comparison(
+        [statistics("slow", joules=None, speed=10), statistics("fast", joules=None, speed=20)], []
+    )
+
+    assert [(r[0], r[4]) for r in rows(found)] == [("fast", "-"), ("slow", "-")]
+
+
+def test_measured_configurations_come_before_unmeasured_ones() -> None:
+    """What has no energy cannot win a ranking by energy."""
+    found = report.ranked(
+        [statistics("unmeasured", joules=None, speed=999), statistics("measured", joules=9.0, speed=1)]
+    )
+
+    assert [e.summary for e in found] == ["measured", "unmeasured"]
+
+
+def test_mixed_verdicts_are_counted() -> None:
+    """Cycles with different verdicts are shown with their numbers."""
+    found = report.comparison([statistics("a", joules=1.0, speed=1, verdicts={"valid": 2, "invalid": 1})], [])
+
+    assert rows(found)[0][-1] == "1 invalid, 2 valid"
+
+
+def test_failed_and_skipped_runs_are_in_the_summary() -> None:
+    """A study without any result still says what failed, with its reason, and how many."""
+    study = StudyResult(
+        name="s",
+        study_design_hash="0" * 16,
+        summary={"generated": 3, "runs": 2, "ran": 0, "failed": 2, "skipped": 1, "invalid": 0},
+        failed=[
+            FailedRun(
+                index=0,
+                cycle=1,
+                config_hash="a",
+                summary="pytorch bf16",
+                error_type="OutOfMemoryError",
+                error_message="2 GB more",
+            )
+        ],
+    )
+
+    text = report.study_summary(study, [])
+
+    assert "failed run 0 (cycle 1, pytorch bf16): OutOfMemoryError: 2 GB more" in text
+    assert text.splitlines()[-1] == "0 of 2 runs completed, 2 failed, 1 combinations skipped"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "-"), (0, "0"), (0.0, "0"), (1.23456, "1.235"), (12345.678, "12346"), (0.00012346, "0.0001235"),
+        (1e-9, "1.000e-09"), (5e9, "5.000e+09"), (-2.5, "-2.5"), (999999.4, "999999"),
+    ],
+)  # fmt: skip
+def test_numbers_have_four_digits_and_no_exponent_where_people_read_none(value: float | None, shown: str) -> None:
+    """Four significant digits, a dash for what was not measured, exponents only far out."""
+    assert report.number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0 s"), (59.6, "60 s"), (119, "119 s"), (120, "2 min"), (3600, "60 min"), (7200, "2.0 h"), (86400, "24.0 h")]
+)  # fmt: skip
+def test_durations_are_in_the_unit_that_fits(seconds: float, shown: str) -> None:
+    """Seconds, then minutes, then hours."""
+    assert report.duration_text(seconds) == shown
+
+
+def test_grid_is_aligned() -> None:
+    """Every column is as wide as its widest cell; text on the left, numbers on the right; no trailing blanks."""
+    text = report.grid(["name", "n"], [["a", "1"], ["longer", "100"]])
+
+    assert text.splitlines() == ["name      n", "------  ---", "a         1", "longer  100"]
+
+
+def test_error_of_several_problems_lists_each() -> None:
+    """Every failed check is a line of its own; a single one is just its sentence."""
+    one, two = ModelNotFoundError("model x: not found"), ConfigError("n: 5; lower n")
+
+    assert (
+        report.error_text(PreFlightError([one, two])) == "not ready to run\n  - model x: not found\n  - n: 5; lower n"
+    )
+    assert report.error_text(PreFlightError([one])) == "model x: not found"
+
+
+def test_error_of_several_fields_lists_each_once() -> None:
+    """A validation error is one line per field, whatever punctuation its messages hold."""
+    from pydantic import ValidationError
+
+    from llenergymeasure import ExperimentConfig
+
+    with pytest.raises(ValidationError) as caught:
+        ExperimentConfig(model="m", precision="fp8")
+
+    assert report.error_text(caught.value).splitlines() == [
+        "the configuration is not valid",
+        "  - precision fp8 is not supported by backend pytorch; it supports fp32, fp16, bf16",
+    ]
+
+
+def test_foreign_error_keeps_its_type() -> None:
+    """An error nobody foresaw is shown with its type, which a bug report needs."""
+    assert report.error_text(ZeroDivisionError("division by zero")) == "ZeroDivisionError: division by zero"
