@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import cycle
 from typing import Any
 
-from llenergymeasure import baseline, datasets, environment, models, preflight, record, timeseries, warmup
+from llenergymeasure import baseline, datasets, environment, host_load, models, preflight, record, timeseries, warmup
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import (
@@ -46,6 +46,7 @@ PHASES = (
     "drain",
     "result",
 )
+MAX_FOREIGN_CPU = 0.10  # above this share of all processors, a speed measured on the CPU is not this model's
 DEFAULT_WINDOW_S = 60.0  # least window with an energy source (measurement.md §3)
 PROGRESS_EVERY_S = 1.0
 
@@ -191,8 +192,10 @@ def _measure(
         warnings += warmup.settle(config, engine, energy.source if energy.on_gpu else None, batches)
     engine.seed(config.random_seed)
     engine.reset_memory_peak()
+    cpu_before = host_load.cpu_times()
     with phases("window"):
         window, generations = _window(config, engine, energy, batches, phases)
+    others = host_load.foreign_share(cpu_before, host_load.cpu_times())
     with phases("drain"):
         energy.record = energy.source.stop() if energy.source else None
     idle = idle or _remembered(config, user, energy, no_idle, machine.get("driver_version"))
@@ -200,6 +203,8 @@ def _measure(
         warnings.append("warmup_not_converged: latencies still varied; raise warmup.max_prompts")
     if not energy.on_gpu and facts.device == "cpu" and registry.is_real(config.backend):
         warnings.append("cpu_run: measured on the CPU, where no GPU energy exists; compare speeds only")
+        if others is not None and others > MAX_FOREIGN_CPU:
+            warnings.append(f"cpu_shared: other processes used {100 * others:.0f} % of the CPU; end them and run again")
     if weights.random_weights:
         warnings.append(
             "random_weights: the model's weights are seeded random numbers; speed and energy hold, its text does not"

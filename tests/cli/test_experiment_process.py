@@ -149,6 +149,18 @@ def test_unusable_flags_are_a_configuration_error(tmp_path: Path, words: list[st
     assert llem("experiment", *words, cwd=tmp_path, env=given()).code == 10
 
 
+def test_broken_user_config_is_10(tmp_path: Path) -> None:
+    """What is wrong with this machine's own configuration is final, too, and not a crash."""
+    file = Path(os.environ["XDG_CONFIG_HOME"]) / "llenergymeasure" / "config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("ui: {verbosty: quiet}\n", encoding="utf-8")
+
+    ended = llem("experiment", cwd=tmp_path, env=given())
+
+    assert ended.code == 10
+    assert "did you mean verbosity?" in events(ended)[-1]["message"]
+
+
 def test_full_device_for_the_result_is_17(tmp_path: Path) -> None:
     """A result that stdout does not take is not stored."""
     with open("/dev/full", "w") as full:

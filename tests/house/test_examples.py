@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
+from cli.process import environment
 from llenergymeasure import StudyConfig
 from llenergymeasure.core import introspection
 from llenergymeasure.core.plan import Plan, make_plan
@@ -83,7 +84,12 @@ def test_examples_own_command_is_a_plan(path: Path) -> None:
     dry = [*words, "--dry-run"] if words[0] == "run" else words
 
     done = subprocess.run(
-        [sys.executable, "-m", "llenergymeasure.cli", *dry], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "llenergymeasure.cli", *dry],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 0, done.stderr
@@ -111,7 +117,7 @@ def test_simulated_example_runs(tmp_path: Path) -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "llenergymeasure.cli", "run", str(path), *quick, "-o", str(tmp_path), "--json"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr

@@ -1,13 +1,14 @@
 """Who may import whom, and how light it must be: contracts that hold, and that notice when they do not."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from cli.process import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 LINT = Path(sys.executable).with_name("lint-imports")
@@ -17,7 +18,7 @@ HEAVY = ("torch", "transformers", "vllm", "tensorrt_llm", "pynvml", "zeus", "cod
 def loaded_by(statement: str) -> set[str]:
     """Top-level modules in a fresh interpreter after `statement`."""
     script = f"{statement}\nimport sys, json\nprint(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment())
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -76,7 +77,7 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(LINT), "--no-cache"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env=environment({"PYTHONPATH": str(folder)}),
         capture_output=True,
         text=True,
         check=False,

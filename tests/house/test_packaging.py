@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import llenergymeasure
+from cli.process import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "runner" / "llenergymeasure"
@@ -102,7 +103,7 @@ def copy(tmp_path: Path) -> Path:
 def llem(copy: Path, *words: str) -> str:
     """stdout of `llem WORDS…` from the copy."""
     command = [sys.executable, "-m", "llenergymeasure.cli", *words]
-    env = {**os.environ, "PYTHONPATH": str(copy)}
+    env = environment({"PYTHONPATH": str(copy)})
     done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

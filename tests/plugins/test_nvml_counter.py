@@ -58,6 +58,14 @@ def test_a_windows_energy_is_the_scripts_truth(power: Any, lag_s: float, machine
         assert 0 < device.std_uncertainty_j <= 0.02 * device.joules
 
 
+def test_the_counters_gain_is_one(machine: Machine, source: Any) -> None:
+    """Over the whole recording, where edges hardly matter, joules per second are the script's watts within 1 %."""
+    machine.play(Gpu(uuid=A, power=[(0.0, 400.0)]))
+    record, _ = _windows(source, 2.5)
+    first, *_, last = record.series[A].ticks
+    assert (last.joules - first.joules) / (last.t_s - first.t_s) == pytest.approx(400.0, rel=0.01)
+
+
 def test_each_gpu_has_its_own_joules(machine: Machine, source: Any) -> None:
     """Two boards with different power, tick period and phase are told apart by UUID, and their sum is the total."""
     gpus = [

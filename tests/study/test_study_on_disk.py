@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.process import alive, tree
+from cli.process import alive, llem, tree, write
 from llenergymeasure import ExperimentResult, StudyConfig, StudyResult
 from llenergymeasure import study as studies
 from llenergymeasure.core.errors import ResultStoreError
@@ -221,6 +221,18 @@ def test_runs_start_in_the_planned_order(tmp_path: Path, order: str, expected: l
     if expected is not None:
         assert started == expected
     assert [r.cycle for r in rows] == [1, 1, 2, 2]
+
+
+def test_cycles_of_a_single_experiment_are_a_study(tmp_path: Path) -> None:
+    """`llem run FILE --cycles 2` on a plain experiment leaves a study with two runs of the same configuration."""
+    ended = llem("run", write(tmp_path), "--cycles", "2", cwd=tmp_path)
+
+    assert ended.code == 0
+    (folder,) = (tmp_path / "results").iterdir()
+    rows = manifest(folder).rows
+    assert [(r.cycle, r.status) for r in rows] == [(1, "completed"), (2, "completed")]
+    assert len({r.config_hash for r in rows}) == 1
+    assert "2 of 2 runs completed" in ended.out
 
 
 def test_kept_duplicates_run_as_extra_cycles(tmp_path: Path) -> None:
