@@ -130,10 +130,14 @@ def test_second_interrupt_kills_at_once(tmp_path: Path) -> None:
     (deaf,) = processes_with("LLEM_STUDY", name)
     os.kill(deaf, signal.SIGSTOP)  # a stopped process hears nothing but SIGKILL
 
-    code, _ = stopped(child, signal.SIGINT, signal.SIGINT)
+    try:
+        code, _ = stopped(child, signal.SIGINT, signal.SIGINT)
 
-    assert code == 130
-    assert not alive(deaf)
+        assert code == 130
+        assert not alive(deaf)
+    finally:
+        if alive(deaf):
+            os.kill(deaf, signal.SIGKILL)
 
 
 def test_interrupted_experiment_is_130_and_leaves_nothing(tmp_path: Path) -> None:

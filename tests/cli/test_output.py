@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 import termios
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Finished
-from cli.process import FAST, LLEM, NEVER_ENDING, environment, llem, start, tree, write
+from cli.process import FAST, LLEM, environment, llem, tree, write
 from llenergymeasure import ExperimentResult, StudyResult
 
 ANSI = "\x1b["
@@ -210,36 +209,6 @@ def test_exported_csv_needs_no_pandas(tmp_path: Path) -> None:
     rows = list(csv.reader((tmp_path / "one.csv").open(encoding="utf-8", newline="")))
     assert [len(r) for r in rows] == [len(rows[0])] * 2
     assert dict(zip(*rows, strict=True))["model"] == FAST["model"]
-
-
-def test_gaps_are_announced_with_the_way_out(tmp_path: Path) -> None:
-    """Before a study with pauses their total is said, and that --no-gaps leaves them out; then it does."""
-    body = {"sweep": {"n": [2, 3]}, "execution": {"n_cycles": 1, "config_gap_seconds": 600}}
-    file = write(tmp_path, body)
-
-    without = llem("run", file, "--no-gaps", cwd=tmp_path, timeout_s=60)
-
-    assert "pause" not in without.err
-    assert "2 of 2 runs completed" in without.out
-    # the announcement itself, from a study that is stopped before its pause
-    with start("run", write(tmp_path, body, NEVER_ENDING), cwd=tmp_path) as child:
-        assert child.stderr is not None
-        assert child.stderr.readline() == "note: pauses add 10 min; --no-gaps leaves them out\n"
-        child.send_signal(signal.SIGINT)
-        child.wait(timeout=20)
-
-
-def test_results_go_below_the_output_folder(tmp_path: Path) -> None:
-    """-o names the parent, made if missing; a second run lies beside the first."""
-    file = write(tmp_path)
-
-    for _ in range(2):
-        llem("run", file, "-o", "deep/er", cwd=tmp_path)
-
-    folders = list((tmp_path / "deep" / "er").iterdir())
-    assert len(folders) == 2
-    assert all((f / "result.json").exists() for f in folders)
-    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("kind", ["experiment", "study", "result"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.process import FAST, over, tree
+from cli.process import FAST, llem, over, tree, write
 from llenergymeasure import ExperimentConfig, run_experiment, run_study, store
 from llenergymeasure.core.errors import ResultStoreError
 from study.running import make
@@ -162,3 +162,16 @@ def test_unknown_stores_are_refused_by_name(uri: str) -> None:
     """Only folders and file:// URIs; anything else is refused before it could become a folder called s3:."""
     with pytest.raises(ResultStoreError, match=uri):
         store.folder_of_uri(uri)
+
+
+def test_results_go_below_the_output_folder(tmp_path: Path) -> None:
+    """-o names the parent, made if missing; a second run lies beside the first."""
+    file = write(tmp_path)
+
+    for _ in range(2):
+        llem("run", file, "-o", "deep/er", cwd=tmp_path)
+
+    folders = list((tmp_path / "deep" / "er").iterdir())
+    assert len(folders) == 2
+    assert all((f / "result.json").exists() for f in folders)
+    assert not (tmp_path / "results").exists()

@@ -1,10 +1,12 @@
 """Pauses between runs: unset is not zero, zero is not unset, and what is planned is kept."""
 
+import signal
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from cli.process import NEVER_ENDING, llem, start, write
 from llenergymeasure import study as studies
 from llenergymeasure.core.plan import make_plan
 from llenergymeasure.user_config import ExecutionSection, UserConfig
@@ -84,3 +86,20 @@ def test_no_gaps_leaves_them_out(tmp_path: Path) -> None:
 
     assert [e for e in watcher.heard if e[0] == "pause"] == []
     assert manifest(done.folder).counts()["completed"] == 2
+
+
+def test_gaps_are_announced_with_the_way_out(tmp_path: Path) -> None:
+    """Before a study with pauses their total is said, and that --no-gaps leaves them out; then it does."""
+    body = {"sweep": {"n": [2, 3]}, "execution": {"n_cycles": 1, "config_gap_seconds": 600}}
+    file = write(tmp_path, body)
+
+    without = llem("run", file, "--no-gaps", cwd=tmp_path, timeout_s=60)
+
+    assert "pause" not in without.err
+    assert "2 of 2 runs completed" in without.out
+    # the announcement itself, from a study that is stopped before its pause
+    with start("run", write(tmp_path, body, NEVER_ENDING), cwd=tmp_path) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline() == "note: pauses add 10 min; --no-gaps leaves them out\n"
+        child.send_signal(signal.SIGINT)
+        child.wait(timeout=20)
