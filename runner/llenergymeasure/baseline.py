@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import AwareDatetime, BaseModel, TypeAdapter
+
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Device, EnergyBackend
 from llenergymeasure.core.errors import MeasurementError
@@ -44,10 +46,12 @@ def cached(config: ExperimentConfig, devices: Sequence[Device], driver: str | No
     """A known baseline for these GPUs, driver and kind that is young enough; from the parent, else from disk."""
     known = {**_read_file(folder), **_from_environment(os.environ)}
     rows = [known.get(_key(d.uuid, driver, config.baseline.kind)) for d in devices]
-    if not rows or any(r is None for r in rows):
+    present = [r for r in rows if r is not None]
+    if not rows or len(present) < len(rows):
         return None
-    stamps = [datetime.fromisoformat(r["measured_at"]) for r in rows if r]
-    found = Baseline(sum(r["power_w"] for r in rows if r), config.baseline.kind, "cached", min(stamps))
+    found = Baseline(
+        sum(r.power_w for r in present), config.baseline.kind, "cached", min(r.measured_at for r in present)
+    )
     return found if 0 <= found.age_s <= config.baseline.cache_ttl_seconds else None
 
 
@@ -69,7 +73,7 @@ def remember(
     """Turn measured joules per GPU into a baseline; with a `folder`, keep it there for the next process."""
     now = datetime.now(UTC)
     rows = {
-        _key(uuid, driver, config.baseline.kind): {"power_w": j / duration_s, "measured_at": now.isoformat()}
+        _key(uuid, driver, config.baseline.kind): _Row(power_w=j / duration_s, measured_at=now)
         for uuid, j in joules.items()
     }
     if folder is not None:
@@ -81,37 +85,40 @@ def _key(uuid: str, driver: str | None, kind: str) -> str:
     return f"{uuid}/{driver}/{kind}"
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+def _from_environment(environ: Mapping[str, str]) -> dict[str, "_Row"]:
     """Baselines of the parent or the operator: a JSON list of {gpu_uuid, driver, kind, power_w, measured_at}."""
     text = environ.get(VARIABLE)
     if not text:
         return {}
     try:
         rows = json.loads(text)
-        return {
-            _key(r["gpu_uuid"], r.get("driver"), r["kind"]): {
-                "power_w": float(r["power_w"]),
-                "measured_at": r["measured_at"],
-            }
-            for r in rows
-        }
-    except (ValueError, KeyError, TypeError) as err:
+        return {_key(r["gpu_uuid"], r.get("driver"), r["kind"]): _Row.model_validate(r) for r in rows}
+    except (ValueError, KeyError, TypeError, AttributeError) as err:  # pydantic's ValidationError is a ValueError
         raise MeasurementError(f"{VARIABLE} is not a list of baselines: {err!r}") from err
 
 
-def _read_file(folder: Path) -> dict[str, Any]:
+class _Row(BaseModel):
+    """One GPU's idle power as kept; a time without a zone is refused, since ages could not be told."""
+
+    power_w: float
+    measured_at: AwareDatetime
+
+
+_Rows = TypeAdapter(dict[str, _Row])
+
+
+def _read_file(folder: Path) -> dict[str, _Row]:
     try:
-        data = json.loads((folder / "baselines.json").read_text(encoding="utf-8"))
+        return _Rows.validate_json((folder / "baselines.json").read_bytes())
     except (OSError, ValueError):
         return {}  # no cache, or a broken one: it is measured again
-    return data if isinstance(data, dict) else {}
 
 
-def _write_file(folder: Path, rows: Mapping[str, Any]) -> None:
+def _write_file(folder: Path, rows: Mapping[str, _Row]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "baselines.json"
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({**_read_file(folder), **rows}, indent=1), encoding="utf-8")
+    temporary.write_bytes(_Rows.dump_json({**_read_file(folder), **rows}, indent=1))
     temporary.replace(target)
 
 

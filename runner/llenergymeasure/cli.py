@@ -99,6 +99,7 @@ def run(
     document = _document(config, flags, backend, batch_size, cycles, order, assignments or [])
     from llenergymeasure.core.config import StudyConfig
     from llenergymeasure.core.sweep import study_of_one
+    from llenergymeasure.preflight import check_datasets, check_writable
     from llenergymeasure.study import check_runners
     from llenergymeasure.user_config import load_user_config
 
@@ -106,10 +107,13 @@ def run(
     target = _target(document, runner)
     _say_notices(document, target)
     if dry_run:
+        check_datasets(target.experiments if isinstance(target, StudyConfig) else [target])
         _print_plan(target, user, as_json=as_json, with_runs=False)
         return
     check_runners(target if isinstance(target, StudyConfig) else study_of_one(target), user, runner)
     folder = output or Path(user.output.results_dir)
+    if export_csv is not None:
+        check_writable(export_csv.parent)
     quiet = quiet or as_json or user.ui.verbosity == "quiet"
     verbose = verbose or user.ui.verbosity == "verbose"
     if quiet or not sys.stderr.isatty():
@@ -189,9 +193,11 @@ def _target(document: "Document", runner: str | None) -> "ExperimentConfig | Stu
 
 def _say_notices(document: "Document", target: "ExperimentConfig | StudyConfig") -> None:
     from llenergymeasure.core.config import StudyConfig
+    from llenergymeasure.study import idle_settings
 
     study = target if isinstance(target, StudyConfig) else None
-    for text in dict.fromkeys([*document.notices, *(study.notices if study else ())]):
+    idle = idle_settings(study) if study else []
+    for text in dict.fromkeys([*document.notices, *(study.notices if study else ()), *idle]):
         print(f"note: {text}", file=sys.stderr)
     if study and study.skipped:
         print(f"note: {len(study.skipped)} combinations are skipped:", file=sys.stderr)
@@ -294,72 +300,12 @@ def _print_plan(
     as_json: bool,
     with_runs: bool,
 ) -> None:
-    from llenergymeasure import preflight, report
-    from llenergymeasure import study as studies
     from llenergymeasure.core.config import StudyConfig
-    from llenergymeasure.core.plan import describe, make_plan
     from llenergymeasure.core.sweep import study_of_one
+    from llenergymeasure.plan_view import plan_json, plan_text
 
     study = target if isinstance(target, StudyConfig) else study_of_one(target)
-    layout = make_plan(study)
-    if as_json:
-        print(json.dumps(_plan_json(study), indent=2))
-        return
-    hashes = {r.position: r.config_hash for r in layout.runs}
-    lines = []
-    for position, config in enumerate(study.experiments):
-        estimate = preflight.estimate_memory(config, user)
-        lines.append(
-            report.PlanLine(
-                position,
-                describe(config, study.experiments),
-                hashes[position],
-                estimate.total_mb if estimate else None,
-            )
-        )
-    execution = study.execution
-    print(
-        report.plan_text(
-            study.name, lines, cycles=execution.n_cycles, order=execution.cycle_order, runs=len(layout.runs)
-        )
-    )
-    gap_s = sum(studies.planned_gaps_s(study, layout, user))
-    least_s = gap_s + sum(preflight.least_seconds(study.experiments[r.position], user) for r in layout.runs)
-    least, pauses = report.duration_text(least_s), report.duration_text(gap_s)
-    known = f"at least {least} plus loading, of which pauses {pauses}"
-    print(
-        f"\nexpected duration: {known if least_s else 'one pass over the prompts per run, known after the first batch'}"
-    )
-    if with_runs:
-        print("\norder of runs:")
-        rows = [
-            [str(i), str(r.index), str(r.cycle), describe(study.experiments[r.position], study.experiments)]
-            for i, r in enumerate(layout.runs, 1)
-        ]
-        print(report.grid(["run", "index", "cycle", "configuration"], rows, left=4))
-
-
-def _plan_json(study: "StudyConfig") -> dict[str, Any]:
-    from llenergymeasure.core.identity import canonical
-    from llenergymeasure.core.plan import describe, make_plan
-
-    layout = make_plan(study)
-    hashes = {r.position: r.config_hash for r in layout.runs}
-    return {
-        "study_design_hash": layout.design_hash,
-        "experiments": [
-            {
-                "index": i,
-                "config_hash": hashes[i],
-                "backend": e.backend,
-                "summary": describe(e, study.experiments),
-                "config": canonical(e),
-            }
-            for i, e in enumerate(study.experiments)
-        ],
-        "runs": [{"index": r.index, "cycle": r.cycle, "config_hash": r.config_hash} for r in layout.runs],
-        "skipped": [s.model_dump() for s in study.skipped],
-    }
+    print(json.dumps(plan_json(study), indent=2) if as_json else plan_text(study, user, with_runs=with_runs))
 
 
 @app.command()

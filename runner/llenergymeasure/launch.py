@@ -102,7 +102,7 @@ def run_in_subprocess(
         PhaseTimeoutError: It took too long; its whole process group was killed.
 
     """
-    text = config.model_dump_json(exclude_none=True)
+    text = config.model_dump_json(exclude_unset=True, exclude_none=True)
     environment = {**os.environ, **(variables or {}), "LLEM_EXPERIMENT": text}
     if len(text.encode()) > MAX_ENVIRONMENT_BYTES:
         raise ExperimentError(

@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import cycle
 from typing import Any
@@ -27,8 +27,8 @@ from llenergymeasure.core.contracts import (
     Weights,
     Window,
 )
-from llenergymeasure.core.errors import ConfigError, MeasurementError
-from llenergymeasure.core.result import ExperimentResult, Phase
+from llenergymeasure.core.errors import ConfigError
+from llenergymeasure.core.result import ExperimentResult, Phase, WarmupResult
 from llenergymeasure.user_config import UserConfig, cache_dir
 
 Emit = Callable[[dict[str, Any]], None]
@@ -102,6 +102,17 @@ class _Energy:
     @property
     def on_gpu(self) -> bool:
         return bool(self.devices) and self.source is not None and self.source.KIND != "simulated"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts joules; only such a baseline may be kept for, or taken from, other runs."""
+        return self.on_gpu and self.source is not None and self.source.KIND == "counter"
+
+    def keep_only(self, devices: tuple[Device, ...]) -> None:
+        """Narrow the run to these GPUs; without any, whatever the source counts is not this run's energy."""
+        if self.devices and not devices:
+            self.reason = "the model runs on the CPU, so the GPU's energy is not this run's"
+        self.devices = devices
 
     def open(self, name: str) -> float:
         return self.source.open_window(name) if self.source else time.monotonic()
@@ -182,6 +193,7 @@ def _measure(
         idle, no_idle = _baseline(config, user, energy, machine.get("driver_version"))
     with phases("load"):
         facts = engine.load(config, weights)
+    energy.keep_only(_used(energy, facts, config))
     machine |= environment.cuda_version()  # known for sure once the engine's library is loaded
     with phases("tokenise"):
         requests = _requests(config, engine, prompts, facts)
@@ -197,20 +209,10 @@ def _measure(
         window, generations = _window(config, engine, energy, batches, phases)
     others = host_load.foreign_share(cpu_before, host_load.cpu_times())
     with phases("drain"):
-        energy.record = energy.source.stop() if energy.source else None
-    idle = idle or _remembered(config, user, energy, no_idle, machine.get("driver_version"))
-    if warm is not None and not warm.converged:
-        warnings.append("warmup_not_converged: latencies still varied; raise warmup.max_prompts")
-    if not energy.on_gpu and facts.device == "cpu" and registry.is_real(config.backend):
-        warnings.append("cpu_run: measured on the CPU, where no GPU energy exists; compare speeds only")
-        if others is not None and others > MAX_FOREIGN_CPU:
-            warnings.append(f"cpu_shared: other processes used {100 * others:.0f} % of the CPU; end them and run again")
-    if weights.random_weights:
-        warnings.append(
-            "random_weights: the model's weights are seeded random numbers; speed and energy hold, its text does not"
-        )
-    if config.measurement.phase_split:
-        warnings.append("phase_split_unidentified: this version does not split energy by phase; the fields stay null")
+        energy.record = _only(energy.source.stop(), energy.devices) if energy.source else None
+    if idle is None and not no_idle:
+        idle, no_idle = _remembered(config, user, energy, machine.get("driver_version"))
+    warnings += _conditions(config, energy, facts, weights, warm, others)
     with phases("result"):
         seen = record.Observation(
             config=config,
@@ -252,6 +254,53 @@ def _measure(
     )
 
 
+def _conditions(
+    config: ExperimentConfig,
+    energy: _Energy,
+    facts: ModelFacts,
+    weights: Weights,
+    warm: WarmupResult | None,
+    others: float | None,
+) -> list[str]:
+    """What a reader of the numbers must know, as `code: what and fix`."""
+    found = []
+    if warm is not None and not warm.converged:
+        found.append("warmup_not_converged: latencies still varied; raise warmup.max_prompts")
+    if not energy.on_gpu and facts.device == "cpu" and registry.is_real(config.backend):
+        found.append("cpu_run: measured on the CPU, where no GPU energy exists; compare speeds only")
+        if others is not None and others > MAX_FOREIGN_CPU:
+            found.append(f"cpu_shared: other processes used {100 * others:.0f} % of the CPU; end them and run again")
+    if weights.random_weights:
+        found.append(
+            "random_weights: the model's weights are seeded random numbers; speed and energy hold, its text does not"
+        )
+    if config.measurement.phase_split:
+        found.append("phase_split_unidentified: this version does not split energy by phase; the fields stay null")
+    return found
+
+
+def _used(energy: _Energy, facts: ModelFacts, config: ExperimentConfig) -> tuple[Device, ...]:
+    """The GPUs that hold the loaded model; none if a real engine runs on the CPU beside an idle GPU."""
+    if not energy.on_gpu or not registry.is_real(config.backend):
+        return energy.devices
+    if facts.device == "cpu":
+        return ()
+    if facts.gpu_positions is None or max(facts.gpu_positions) >= len(energy.devices):
+        return energy.devices
+    return tuple(energy.devices[i] for i in facts.gpu_positions)
+
+
+def _only(found: EnergyRecord, devices: Sequence[Device]) -> EnergyRecord:
+    """A record without the GPUs that turned out not to belong to this run."""
+    own = {d.uuid for d in devices}
+    return replace(
+        found,
+        windows={n: tuple(d for d in parts if d.gpu_uuid in own) for n, parts in found.windows.items()},
+        readings=tuple(r for r in found.readings if r.gpu_uuid in own),
+        series={u: s for u, s in found.series.items() if u in own},
+    )
+
+
 def _weights(config: ExperimentConfig, user: UserConfig) -> Weights:
     if registry.needs_weights(config.backend):
         return models.resolve(config.model, config.revision, cache=cache_dir(user))
@@ -271,7 +320,7 @@ def _baseline(
         return None, "no GPU is visible"
     if config.baseline.kind == "loaded":
         return None, "baseline.kind: loaded is not measured by this version; use context or bare"
-    known = baseline.cached(config, energy.devices, driver, cache_dir(user)) if energy.on_gpu else None
+    known = baseline.cached(config, energy.devices, driver, cache_dir(user)) if energy.counts else None
     if known is not None:
         return known, ""
     energy.idle_s = baseline.record(config, energy.source, energy.devices)
@@ -279,16 +328,16 @@ def _baseline(
 
 
 def _remembered(
-    config: ExperimentConfig, user: UserConfig, energy: _Energy, no_idle: str, driver: str | None
-) -> baseline.Baseline | None:
-    """The baseline that was recorded in this run, now that its joules are known; None if there was none."""
+    config: ExperimentConfig, user: UserConfig, energy: _Energy, driver: str | None
+) -> tuple[baseline.Baseline | None, str]:
+    """The baseline that was recorded in this run, now that its joules are known, or None with the reason."""
     parts = energy.record.windows.get("baseline", ()) if energy.record else ()
     joules = {d.gpu_uuid: d.joules for d in parts if d.joules is not None}
-    if no_idle or not parts:
-        return None
+    if not parts:
+        return None, "no baseline was recorded for this run's GPUs"
     if len(joules) < len(parts):
-        raise MeasurementError(f"baseline: {'; '.join(d.reason or '' for d in parts if d.joules is None)}")
-    return baseline.remember(config, joules, energy.idle_s, driver, cache_dir(user) if energy.on_gpu else None)
+        return None, "baseline: " + "; ".join(d.reason or "" for d in parts if d.joules is None)
+    return baseline.remember(config, joules, energy.idle_s, driver, cache_dir(user) if energy.counts else None), ""
 
 
 def _requests(

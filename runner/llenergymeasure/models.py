@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,7 @@ def _first_line(err: BaseException) -> str:
     return (str(err).splitlines() or [type(err).__name__])[0]
 
 
+@cache
 def local_config(model: str, revision: str | None, *, cache: Path) -> dict[str, Any]:
     """The model's config.json, from disk or within 5 s from the hub; empty if it is not at hand."""
     try:

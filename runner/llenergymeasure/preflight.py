@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,12 @@ def choose_source(config: ExperimentConfig, user: UserConfig) -> ChosenSource:
 
 def quick_problems(config: ExperimentConfig, user: UserConfig) -> list[LLEMError]:
     """Everything that is known in milliseconds: engine installed, options supported, model and dataset at hand."""
+    return [*engine_problems(config), *input_problems(config, user)]
+
+
+def input_problems(config: ExperimentConfig, user: UserConfig) -> list[LLEMError]:
+    """What keeps the model, the prompts or the energy source from being used; asks the hub for a hub model."""
     problems: list[LLEMError] = []
-    problems += _backend(config)
     problems += models.check(config.model, config.revision) if registry.needs_weights(config.backend) else []
     for check in (lambda: datasets.check(config), lambda: choose_source(config, user)):
         try:
@@ -78,7 +82,8 @@ def quick_problems(config: ExperimentConfig, user: UserConfig) -> list[LLEMError
     return problems
 
 
-def _backend(config: ExperimentConfig) -> list[LLEMError]:
+def engine_problems(config: ExperimentConfig) -> list[LLEMError]:
+    """What the engine lacks for this configuration: the library, an option, a whole feature."""
     name = config.backend
     problems: list[LLEMError] = []
     runnable = [b for b in registry.backend_names() if registry.can_run(b)]
@@ -108,7 +113,9 @@ def hardware_problems(config: ExperimentConfig, environ: Mapping[str, str] | Non
     environ = os.environ if environ is None else environ
     devices = visible_devices()
     wanted = environ.get("LLEM_GPU_COUNT")
-    if wanted and wanted.isdigit() and len(devices) < int(wanted) and not environ.get("LLEM_ALLOW_CPU"):
+    if wanted and not wanted.isdigit():
+        raise ConfigError(f"LLEM_GPU_COUNT: must be a whole number, not {wanted!r}")
+    if wanted and len(devices) < int(wanted) and environ.get("LLEM_ALLOW_CPU") != "1":
         return [
             HardwareError(
                 f"{wanted} GPUs must be visible, but there are {len(devices)}; check the node and CUDA_VISIBLE_DEVICES"
@@ -139,6 +146,16 @@ def refuse(problems: list[LLEMError]) -> None:
             problems[0] if len(problems) == 1 else ConfigError("\n  - ".join(["several problems", *map(str, problems)]))
         )
     raise PreFlightError(problems)
+
+
+def check_datasets(experiments: Iterable[ExperimentConfig]) -> None:
+    """Raise ConfigError if the prompts of an experiment are not at hand, as far as no network is needed to know."""
+    asked = set()
+    for config in experiments:
+        key = config.model_dump_json(include={"dataset", "n"})
+        if key not in asked:
+            asked.add(key)
+            datasets.check(config)
 
 
 def check_writable(folder: Path) -> None:

@@ -200,7 +200,9 @@ def _joules(seen: Observation) -> Joules:
     if seen.energy is None:
         return Joules(None, reason=seen.no_energy_reason)
     devices = seen.energy.windows.get("window", ())
-    return total(devices) if devices else Joules(None, reason=f"{seen.source_name}: no GPU is visible")
+    if not devices:
+        return Joules(None, reason=seen.no_energy_reason or f"{seen.source_name}: no GPU is visible")
+    return total(devices)
 
 
 def _readings(seen: Observation) -> list[Reading]:

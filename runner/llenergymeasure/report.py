@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,7 +20,7 @@ from llenergymeasure.core.sweep import reasons
 from llenergymeasure.store import write_atomically
 
 DASH = "-"
-ENERGY, SPEED = "energy_per_output_token_j", "tokens_per_second"
+ENERGY, SPEED, LATENCY = "energy_per_output_token_j", "tokens_per_second", "latency.p50_ms"
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -70,13 +69,12 @@ def comparison(experiments: Sequence[ExperimentStatistics], results: Sequence[Ex
     """The table that compares configurations, best first, and why an energy is missing."""
     order = ranked(experiments)
     fastest = max((e.statistics[SPEED].mean for e in order if SPEED in e.statistics), default=0.0)
-    latency = {r.measurement_config_hash: r.latency.p50_ms for r in results if r.latency}
     rows = [
         [
             e.summary,
             _with_interval(e.statistics.get(SPEED)),
             f"{e.statistics[SPEED].mean / fastest:.2f}x" if fastest and SPEED in e.statistics else DASH,
-            number(latency.get(e.config_hash)),
+            number(e.statistics[LATENCY].mean if LATENCY in e.statistics else None),
             _with_interval(e.statistics.get(ENERGY)),
             ", ".join(f"{n} {v}" if len(e.verdicts) > 1 else v for v, n in sorted(e.verdicts.items())),
         ]
@@ -117,13 +115,12 @@ def single(result: ExperimentResult) -> str:
     u = result.uncertainty
     energy = number(result.energy_per_output_token_j)
     if result.energy_per_output_token_j is not None and u.comparison is not None and u.absolute is not None:
-        energy += (
-            f"  (±{100 * u.comparison:.1f} % between configurations on this GPU, ±{100 * u.absolute:.0f} % absolute)"
-        )
+        energy += f"  (±{100 * u.comparison:.1f} % between configurations on this GPU, of which the run-to-run part is "
+        energy += f"{u.between_runs_source}; ±{100 * u.absolute:.0f} % absolute)"
     setup = f"{result.backend} {result.effective_config.get('precision')}"
     setup += f", batch {result.engine_effective['batch_size']}" if "batch_size" in result.engine_effective else ""
     lines = [
-        ("model", f"{result.model}" + (f" @ {result.model_revision[:12]}" if result.model_revision else "")),
+        ("model", f"{result.model}" + (f" @ {_short(result.model_revision)}" if result.model_revision else "")),
         ("configuration", setup),
         ("output tokens/s", number(result.tokens_per_second)),
         ("J/output token", energy),
@@ -140,6 +137,12 @@ def single(result: ExperimentResult) -> str:
     width = max(len(k) for k, _ in lines)
     text = [f"{k.ljust(width)}  {v}" for k, v in lines]
     return "\n".join([*text, *_why_not([result]), *notes([result])])
+
+
+def _short(revision: str) -> str:
+    """A commit as people write it: its first 12 digits, whatever stands before it kept."""
+    kind, colon, digits = revision.rpartition(":")
+    return f"{kind}{colon}{digits[:12]}"
 
 
 def study_summary(study: StudyResult, results: Sequence[ExperimentResult]) -> str:
@@ -185,27 +188,6 @@ def error_text(err: BaseException) -> str:
     if isinstance(err, ValidationError):
         return "\n  - ".join(["the configuration is not valid", *reasons(err)])
     return str(err) if isinstance(err, LLEMError) else f"{type(err).__name__}: {err}"
-
-
-@dataclass(frozen=True)
-class PlanLine:
-    """One experiment of a plan as shown."""
-
-    position: int
-    summary: str
-    config_hash: str
-    memory_mb: float | None
-
-
-def plan_text(name: str, lines: Sequence[PlanLine], *, cycles: int, order: str, runs: int) -> str:
-    """The grid of a study before it runs."""
-    rows = [
-        [str(p.position), p.summary, p.config_hash, f"{p.memory_mb:,.0f}" if p.memory_mb else "(unavailable)"]
-        for p in lines
-    ]
-    sizes = f"{counted(len(lines), 'experiment')} x {counted(cycles, 'cycle')} = {counted(runs, 'run')}"
-    head = f"{name}: {sizes}" + (f", order {order}" if runs > 1 else "")
-    return "\n".join([head, "", grid(["#", "configuration", "hash", "memory (MB)"], rows, left=3)])
 
 
 def counted(count: int, noun: str) -> str:

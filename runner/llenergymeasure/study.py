@@ -14,7 +14,7 @@ from llenergymeasure.core.config import ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import BackendMissingError, LLEMError, PreFlightError, ResultStoreError
 from llenergymeasure.core.keys import experiment_problems, refuse
 from llenergymeasure.core.manifest import StudyManifest, new_manifest
-from llenergymeasure.core.plan import Plan, Run, describe, gaps_s, make_plan
+from llenergymeasure.core.plan import Plan, Run, describe_all, gaps_s, make_plan
 from llenergymeasure.core.result import ExperimentResult, FailedRun, StudyResult, over_cycles
 from llenergymeasure.core.sweep import deep_merge, set_path
 from llenergymeasure.loaders import load_experiment_config, load_study_config
@@ -142,7 +142,7 @@ def execute(
     plan = make_plan(study)
     preflight.check_writable(parent)
     preflight.refuse(_problems(study.experiments, user))
-    summaries = [describe(e, study.experiments) for e in study.experiments]
+    summaries = describe_all(study.experiments)
     folder = store.new_folder(parent, study.name)
     store.write_atomically(folder / store.STUDY, (study.model_dump_json(indent=2, exclude_none=True) + "\n").encode())
     manifest = new_manifest(
@@ -189,17 +189,27 @@ def _interrupted(manifest: StudyManifest) -> StudyManifest:
 
 
 def _problems(experiments: Iterable[ExperimentConfig], user: UserConfig) -> list[LLEMError]:
-    """Pre-flight of all experiments, each distinct problem once."""
+    """Pre-flight of all experiments, each problem once; files and the hub are asked once per set of inputs."""
     found: dict[str, LLEMError] = {}
     asked: set[str] = set()
     for config in experiments:
-        same = config.model_dump_json(
-            include={"model", "revision", "backend", "dataset", "n", "energy", "traffic", "measurement"}
-        )
+        problems = [*preflight.engine_problems(config), *preflight.hardware_problems(config)]
+        same = config.model_dump_json(include={"model", "revision", "dataset", "n", "energy"})
         if same not in asked:
             asked.add(same)
-            found |= {str(p): p for p in preflight.quick_problems(config, user)}
+            problems += preflight.input_problems(config, user)
+        found |= {str(p): p for p in problems}
     return list(found.values())
+
+
+NOT_YET = ("phase_timeouts", "max_consecutive_failures")
+"""Fields of `execution` that a study may carry but that this version does not act on."""
+
+
+def idle_settings(study: StudyConfig) -> list[str]:
+    """Say which settings of the study have no effect yet."""
+    written = study.execution.model_fields_set
+    return [f"execution.{name} has no effect in this version" for name in NOT_YET if name in written]
 
 
 def check_runners(study: StudyConfig, user: UserConfig, flag: str | None = None) -> None:

@@ -12,13 +12,14 @@ from llenergymeasure.core.result import WarmupResult
 Progress = Callable[[str, int, int], None]
 
 SETTLE_LEAST_S, SETTLE_LOOK_S = 20.0, 10.0
+SETTLE_CHECK_S = 1.0  # between looks at the recording, which the GPU waits for
 SETTLE_POWER = 0.005  # largest change of mean power that counts as settled, a fraction
 
 
 def warm_up(
     config: ExperimentConfig, engine: InferenceEngine, batches: Sequence[tuple[Request, ...]], progress: Progress
 ) -> WarmupResult | None:
-    """Run the batch with the longest prompts again and again; it also reaches the memory peak of the window."""
+    """Run the batch with the longest prompts again and again."""
     w = config.warmup
     if not w.enabled:
         return None
@@ -66,10 +67,12 @@ def settle(
         time.sleep(floor_s)
         return []
     drift: float | None = None
+    looked_s = 0.0
     for batch in cycle(batches):
         engine.generate(batch)
         spent_s = time.monotonic() - start_s
-        if spent_s >= max(SETTLE_LEAST_S, 2 * SETTLE_LOOK_S):
+        if spent_s >= max(SETTLE_LEAST_S, 2 * SETTLE_LOOK_S) and spent_s - looked_s >= SETTLE_CHECK_S:
+            looked_s = spent_s
             drift = _power_drift(source)
             if drift is not None and abs(drift) <= SETTLE_POWER:
                 return []

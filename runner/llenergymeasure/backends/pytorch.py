@@ -123,6 +123,13 @@ def spreads(section: BaseModel | None) -> bool:
     return isinstance(section, Settings) and section.device_map is not None
 
 
+def completed(section: Settings, *, precision: str, lora: bool) -> Settings:
+    """Fill in the two defaults that are ours, so that leaving them out says what writing them says."""
+    del precision, lora
+    ours = {"batch_size": 1, "batching_strategy": "static"}
+    return section.model_copy(update={k: v for k, v in ours.items() if getattr(section, k) is None})
+
+
 def installed() -> bool:
     """Whether torch and transformers can be found."""
     return all(importlib.util.find_spec(m) is not None for m in ("torch", "transformers"))
@@ -219,6 +226,12 @@ class Engine:
             for module, needed in wanted.items()
             if needed and importlib.util.find_spec(module) is None
         ]
+        own = sorted({"dtype", "torch_dtype", "tp_plan", "quantization_config"} & set(config.passthrough_kwargs or ()))
+        if own:
+            text = (
+                f"passthrough_kwargs: {', '.join(own)} is set by llem from precision and the section pytorch; remove it"
+            )
+            problems.append(ConfigError(text))
         parallel = {"tp_size": s.tp_size or 1, "num_processes": s.num_processes or 1}
         problems += [
             BackendMissingError(f"pytorch.{k}: {v} needs several processes, which this release does not start; use 1")
@@ -285,9 +298,11 @@ class Engine:
             layers=getattr(text, "num_hidden_layers", None),
             hidden_size=getattr(text, "hidden_size", None),
             context_length=getattr(text, "max_position_embeddings", None),
-            memory_model_mb=self.memory_peak_mb() or model.get_memory_footprint() / _MB,
+            memory_model_mb=self._memory_now_mb() or model.get_memory_footprint() / _MB,
             dtype=str(model.dtype).removeprefix("torch."),
             device=self._device,
+            gpu_positions=tuple(sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"}))
+            or None,
         )
 
     def seed(self, value: int) -> None:
@@ -368,6 +383,13 @@ class Engine:
         """Text without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def _memory_now_mb(self) -> float | None:
+        import torch
+
+        if self._device != "cuda":
+            return None
+        return sum(int(torch.cuda.memory_allocated(i)) for i in range(torch.cuda.device_count())) / _MB
+
     def memory_peak_mb(self) -> float | None:
         """Peak of torch's allocator over all GPUs, MiB; None on a CPU."""
         import torch
@@ -396,13 +418,19 @@ class Engine:
             "attn_implementation": getattr(config, "_attn_implementation", None),
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "device": self._device,
-            "cache_implementation": self._settings.cache_implementation or "dynamic",
+            "cache_implementation": self._cache_in_force(),
             "torch_compile": bool(self._settings.torch_compile),
+            "static_cache_compiles_forward": self._device == "cuda" and "static" in (self._cache_in_force() or ""),
             "cpu_threads": torch.get_num_threads() if self._device == "cpu" else None,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "transformers_version": importlib.metadata.version("transformers"),
             "generate": dict(self._generate_kwargs),
         }
+
+    def _cache_in_force(self) -> str | None:
+        if self._settings.use_cache is False:
+            return None
+        return self._settings.cache_implementation or "dynamic"
 
     def version(self) -> str:
         """Version of torch."""

@@ -46,6 +46,12 @@ def gpu_count(_section: BaseModel | None) -> int:
     return 0
 
 
+def completed(section: Settings, *, precision: str, lora: bool) -> Settings:
+    """Fill in the default batch size, so that leaving it out says what writing it says."""
+    del precision, lora
+    return section.model_copy(update={"batch_size": 1}) if section.batch_size is None else section
+
+
 def installed() -> bool:
     """Always there."""
     return True

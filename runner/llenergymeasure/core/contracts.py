@@ -80,6 +80,7 @@ class ModelFacts:
     memory_model_mb: float | None = None  # MiB of device memory after load
     dtype: str | None = None
     device: str = "cpu"
+    gpu_positions: tuple[int, ...] | None = None  # places among the visible GPUs that hold weights; None: unknown
 
 
 @dataclass(frozen=True)

@@ -138,15 +138,15 @@ def device_energy(uuid: str, series: EnergySeries, start_s: float, end_s: float)
 
 
 def total(devices: Iterable[DeviceEnergy]) -> Joules:
-    """Sum over devices; uncertainties add in quadrature, one unknown device makes the total unknown."""
+    """Sum over devices; uncertainties add in quadrature; what one device lacks, the total lacks."""
     energy, variance = 0.0, 0.0
     known = False
     for device in devices:
         if device.joules is None:
             return Joules(None, reason=f"{device.gpu_uuid}: {device.reason}")
         energy += device.joules
-        variance += (device.std_uncertainty_j or 0.0) ** 2
+        variance += device.std_uncertainty_j**2 if device.std_uncertainty_j is not None else math.nan
         known = True
     if not known:
         return Joules(None, reason="no device was measured")
-    return Joules(energy, math.sqrt(variance))
+    return Joules(energy, None if math.isnan(variance) else math.sqrt(variance))

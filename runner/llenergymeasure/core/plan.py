@@ -99,26 +99,36 @@ def gpu_count(config: ExperimentConfig) -> int:
     return registry.gpu_count(config.backend, config.section)
 
 
-def describe(config: ExperimentConfig, among: Sequence[ExperimentConfig] = ()) -> str:
-    """One line for a configuration: its backend and what tells it apart from `among`, else its precision.
+def describe(config: ExperimentConfig) -> str:
+    """One line for a single configuration: its backend and precision."""
+    return f"{config.backend} {config.precision}"
+
+
+def describe_all(experiments: Sequence[ExperimentConfig]) -> list[str]:
+    """One line per experiment: its backend and what tells it apart from the others, else its precision.
 
     Settings of a backend's own section are compared with experiments of that backend only.
     """
-    own = f"{config.backend}."
-    mine = _shown_fields(config)
-    different: set[str] = set()
-    for other in among:
-        theirs = _shown_fields(other)
-        same_backend = other.backend == config.backend
-        different |= {k for k, v in mine.items() if theirs.get(k) != v and (same_backend or not k.startswith(own))}
-    shown = [f"{k.removeprefix(own)}={mine[k]}" for k in sorted(different - {"backend"})]
-    if not shown and all(e.backend == config.backend for e in among):
-        shown = [config.precision]
-    return " ".join([config.backend, *shown])
+    flat = [flatten(e.model_dump(exclude_none=True, exclude={"output", "backend"})) for e in experiments]
+    backends = [e.backend for e in experiments]
+    universal = _differing(
+        [{k: v for k, v in f.items() if k.partition(".")[0] != b} for f, b in zip(flat, backends, strict=True)]
+    )
+    scoped = {b: _differing([f for f, other in zip(flat, backends, strict=True) if other == b]) for b in set(backends)}
+    lines = []
+    for config, fields in zip(experiments, flat, strict=True):
+        own = f"{config.backend}."
+        keys = sorted(k for k in fields if (k in scoped[config.backend] if k.startswith(own) else k in universal))
+        shown = [f"{k.removeprefix(own)}={fields[k]}" for k in keys]
+        alone = not shown and len(scoped) == 1
+        lines.append(" ".join([config.backend, *([config.precision] if alone else shown)]))
+    return lines
 
 
-def _shown_fields(config: ExperimentConfig) -> dict[str, object]:
-    return flatten(config.model_dump(exclude_none=True, exclude={"output"}))
+def _differing(rows: Sequence[dict[str, object]]) -> set[str]:
+    """Keys that not all rows have with one value."""
+    first = rows[0]
+    return {k for row in rows for k in row.keys() | first.keys() if row.get(k) != first.get(k)}
 
 
 def flatten(data: dict[str, object], prefix: str = "") -> dict[str, object]:

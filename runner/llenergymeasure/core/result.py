@@ -284,7 +284,10 @@ STATISTICS_OVER = (
     "tokens_per_second",
     "mean_power_w",
     "duration_s",
+    "latency.p50_ms",
 )
+JUDGED = ("energy_per_output_token_j", "energy_adjusted_per_output_token_j", "mean_power_w")
+"""Quantities that a verdict of `invalid` disqualifies: only believed cycles enter their statistics."""
 
 # Two-sided 95 % points of Student's t for 1...30 degrees of freedom (NIST/SEMATECH e-Handbook, table 1.3.6.7.2).
 # fmt: off
@@ -315,7 +318,8 @@ def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResu
     verdicts: dict[str, int] = {}
     for result in found:
         verdicts[result.verdict.state] = verdicts.get(result.verdict.state, 0) + 1
-    columns = {k: [v for r in found if (v := getattr(r, k)) is not None] for k in STATISTICS_OVER}
+    believed = [r for r in found if r.verdict.state != "invalid"]
+    columns = {k: _values(k, believed if k in JUDGED else found) for k in STATISTICS_OVER}
     return ExperimentStatistics(
         config_hash=config_hash,
         summary=summary,
@@ -323,6 +327,18 @@ def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResu
         verdicts=verdicts,
         statistics={k: s for k, v in columns.items() if (s := statistic(v)) is not None},
     )
+
+
+def _values(name: str, results: Iterable[ExperimentResult]) -> list[float]:
+    """A quantity of each result that has it; dots reach inside."""
+    values = []
+    for result in results:
+        value: Any = result
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            values.append(float(value))
+    return values
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

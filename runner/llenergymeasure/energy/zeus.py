@@ -84,6 +84,7 @@ class Source:
 
     def close_window(self, name: str) -> float:
         """End it and keep its joules per device."""
+        end_s = self._sampler.mark() if self._sampler else time.monotonic()  # before Zeus reads: that is not work
         try:
             measured = self._monitor.end_window(name, sync_execution=False)
         except ValueError as err:
@@ -94,7 +95,7 @@ class Source:
         if name == "window":
             parts = [*(measured.cpu_energy or {}).values(), *(measured.dram_energy or {}).values()]
             self._host_j = sum(parts) if parts else None
-        return self._sampler.mark() if self._sampler else time.monotonic()
+        return end_s
 
     def _device(self, device: Device, joules: float | None, spread: float) -> DeviceEnergy:
         if joules is None:

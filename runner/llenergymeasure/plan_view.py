@@ -1,0 +1,69 @@
+"""Shows what a file expands to before anything runs: as text for people, as a mapping for programs."""
+
+from typing import Any
+
+from llenergymeasure import preflight
+from llenergymeasure.core.config import StudyConfig
+from llenergymeasure.core.identity import canonical
+from llenergymeasure.core.plan import Plan, describe_all, make_plan
+from llenergymeasure.report import counted, duration_text, grid
+from llenergymeasure.study import planned_gaps_s
+from llenergymeasure.user_config import UserConfig
+
+
+def plan_text(study: StudyConfig, user: UserConfig, *, with_runs: bool) -> str:
+    """The grid of experiments with hash and memory estimate, the expected duration, and the runs in order if asked."""
+    plan = make_plan(study)
+    summaries = describe_all(study.experiments)
+    parts = [_head(study, plan), "", _experiments(study, user, plan, summaries), "", _duration(study, user, plan)]
+    if with_runs:
+        rows = [[str(i), str(r.index), str(r.cycle), summaries[r.position]] for i, r in enumerate(plan.runs, 1)]
+        parts += ["", "order of runs:", grid(["run", "index", "cycle", "configuration"], rows, left=4)]
+    return "\n".join(parts)
+
+
+def _head(study: StudyConfig, plan: Plan) -> str:
+    cycles, runs = study.execution.n_cycles, len(plan.runs)
+    sizes = f"{counted(len(study.experiments), 'experiment')} x {counted(cycles, 'cycle')} = {counted(runs, 'run')}"
+    return f"{study.name}: {sizes}" + (f", order {study.execution.cycle_order}" if runs > 1 else "")
+
+
+def _experiments(study: StudyConfig, user: UserConfig, plan: Plan, summaries: list[str]) -> str:
+    hashes = {r.position: r.config_hash for r in plan.runs}
+    rows = []
+    for position, config in enumerate(study.experiments):
+        estimate = preflight.estimate_memory(config, user)
+        memory = f"{estimate.total_mb:,.0f}" if estimate else "(unavailable)"
+        rows.append([str(position), summaries[position], hashes[position], memory])
+    return grid(["#", "configuration", "hash", "memory (MB)"], rows, left=3)
+
+
+def _duration(study: StudyConfig, user: UserConfig, plan: Plan) -> str:
+    gap_s = sum(planned_gaps_s(study, plan, user))
+    each_s = [preflight.least_seconds(e, user) for e in study.experiments]
+    least_s = gap_s + sum(each_s[r.position] for r in plan.runs)
+    if not least_s:
+        return "expected duration: one pass over the prompts per run, known after the first batch"
+    return f"expected duration: at least {duration_text(least_s)} plus loading, of which pauses {duration_text(gap_s)}"
+
+
+def plan_json(study: StudyConfig) -> dict[str, Any]:
+    """The plan as documented for `llem plan --json`."""
+    plan = make_plan(study)
+    hashes = {r.position: r.config_hash for r in plan.runs}
+    summaries = describe_all(study.experiments)
+    return {
+        "study_design_hash": plan.design_hash,
+        "experiments": [
+            {
+                "index": i,
+                "config_hash": hashes[i],
+                "backend": e.backend,
+                "summary": summaries[i],
+                "config": canonical(e),
+            }
+            for i, e in enumerate(study.experiments)
+        ],
+        "runs": [{"index": r.index, "cycle": r.cycle, "config_hash": r.config_hash} for r in plan.runs],
+        "skipped": [s.model_dump() for s in study.skipped],
+    }
