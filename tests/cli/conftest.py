@@ -21,6 +21,8 @@ def planned(
 ) -> Callable[..., Planned]:
     """Plan `llem run WORDS…` in this process (tens of flags would need tens of interpreters)."""
     monkeypatch.chdir(tmp_path)
+    for name in ("prompts.jsonl", "other.jsonl"):  # a dry run looks whether there are enough prompts
+        (tmp_path / name).write_text('{"prompt": "x"}\n' * 200, encoding="utf-8")
 
     def plan(*words: object) -> Planned:
         monkeypatch.setattr(sys, "argv", ["llem", "run", *map(str, words), "--dry-run", "--json"])

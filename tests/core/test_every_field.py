@@ -202,10 +202,10 @@ def test_caches_of_repeated_prompts_are_off_unless_asked_for(path: str, value: A
 
 @pytest.mark.parametrize("backend", ["pytorch", "vllm", "tensorrt"])
 def test_section_left_out_leaves_the_engine_its_own_defaults(backend: str) -> None:
-    """Nothing but llem's two documented cache settings is set where the user set nothing."""
+    """Nothing but llem's documented defaults of its own is set where the user set nothing."""
     given = ExperimentConfig(model="m", backend=backend).section.model_dump(exclude_none=True)
     ours = {
-        "pytorch": {"trust_remote_code": False},
+        "pytorch": {"trust_remote_code": False, "batch_size": 1, "batching_strategy": "static"},
         "vllm": {"enable_prefix_caching": False},
         "tensorrt": {"kv_cache_config": {"enable_block_reuse": False}},
     }

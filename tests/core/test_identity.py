@@ -46,6 +46,7 @@ EQUAL: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("explicit-default-sections", {}, {"decoder": {}, "warmup": {}, "baseline": {}, "energy": {}, "measurement": {}}),
     ("empty-backend-section", {}, {"pytorch": {}}),
     ("default-in-backend-section", {}, {"pytorch": {"trust_remote_code": False}}),
+    ("our-defaults-in-backend-section", {}, {"pytorch": {"batch_size": 1, "batching_strategy": "static"}}),
     ("empty-section-vllm", {"backend": "vllm"}, {"backend": "vllm", "vllm": {}}),
     ("own-default-vllm", {"backend": "vllm"}, {"backend": "vllm", "vllm": {"enable_prefix_caching": False}}),
     ("implied-fp8", {"backend": "vllm", "precision": "fp8"}, {"backend": "vllm", "precision": "fp8", **FP8}),
@@ -91,7 +92,7 @@ DIFFERENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("baseline", {}, {"baseline": {"kind": "bare"}}),
     ("window", {}, {"measurement": {"min_duration_seconds": 0}}),
     ("energy", {}, {"energy": {"backend": "none"}}),
-    ("section", {}, {"pytorch": {"batch_size": 1}}),
+    ("section", {}, {"pytorch": {"batch_size": 2}}),
     ("false-is-not-unset", {}, {"pytorch": {"use_cache": False}}),
     ("true-is-not-one", {"passthrough_kwargs": {"a": True}}, {"passthrough_kwargs": {"a": 1}}),
     ("text-is-not-number", {"passthrough_kwargs": {"a": "1"}}, {"passthrough_kwargs": {"a": 1}}),
@@ -120,7 +121,7 @@ def test_hash_is_the_documented_construction() -> None:
         '"repetition_penalty":1},"energy":{"backend":"auto"},"max_input_tokens":512,"max_output_tokens":128,'
         '"measurement":{"allow_dummy":false,"phase_split":false,"sample_interval_ms":100,"window":"auto"},'
         '"model":"\\u00e9","n":100,"precision":"bf16","random_seed":42,"synthetic":{"batch_overhead_ms":1,'
-        '"decode_ms_per_step":2,"prefill_ms_per_token":0.01},"warmup":{"convergence_detection":false,'
+        '"batch_size":1,"decode_ms_per_step":2,"prefill_ms_per_token":0.01},"warmup":{"convergence_detection":false,'
         '"cv_threshold":0.05,"enabled":true,"max_output_tokens":32,"max_prompts":20,"n_warmup":5,'
         '"thermal_floor_seconds":60,"thermal_wait":"adaptive","window_size":5}}'
     )

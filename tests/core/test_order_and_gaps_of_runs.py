@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llenergymeasure.core.config import StudyConfig
-from llenergymeasure.core.plan import Run, describe, gaps_s, gpu_count, make_plan, williams
+from llenergymeasure.core.plan import Run, describe, describe_all, gaps_s, gpu_count, make_plan, williams
 from llenergymeasure.core.sweep import expand
 
 LETTERS = "ABCDEFGH"
@@ -185,7 +185,7 @@ def test_description_names_what_tells_an_experiment_apart() -> None:
             "sweep": {"precision": ["fp16", "bf16"], "pytorch.batch_size": [1, 8]},
         }
     )
-    lines = [describe(e, study.experiments) for e in study.experiments]
+    lines = describe_all(study.experiments)
     assert len(set(lines)) == len(lines)
     assert lines[0].startswith("pytorch ")
     assert "batch_size=1" in lines[0]

@@ -210,7 +210,7 @@ def test_single_cycle_has_a_mean_and_no_interval() -> None:
 
 
 def test_statistics_leave_out_what_was_not_measured() -> None:
-    """A missing energy is not averaged in as 0, and verdicts are counted."""
+    """A missing energy is not averaged in as 0, one that is not believed not at all; speeds and verdicts all count."""
     results = [
         result(energy_per_output_token_j=2.0, tokens_per_second=10.0),
         result(energy_per_output_token_j=4.0, tokens_per_second=20.0, verdict={"state": "invalid"}),
@@ -220,8 +220,8 @@ def test_statistics_leave_out_what_was_not_measured() -> None:
     assert found.cycles_completed == 3
     assert found.verdicts == {"valid": 1, "invalid": 1, "unmeasured": 1}
     assert (found.statistics["energy_per_output_token_j"].mean, found.statistics["energy_per_output_token_j"].n) == (
-        3,
         2,
+        1,
     )
     assert (found.statistics["tokens_per_second"].mean, found.statistics["tokens_per_second"].n) == (20, 3)
     assert "mean_power_w" not in found.statistics

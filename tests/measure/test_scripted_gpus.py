@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +77,63 @@ def test_hidden_boards_stay_out(on_gpu: OnGpu, machine: Machine, monkeypatch: py
     assert result.mean_power_w == pytest.approx(400.0, rel=0.03)
 
 
+def _pytorch(tiny_model: Path, **section: Any) -> dict[str, Any]:
+    return {
+        "backend": "pytorch",
+        "model": str(tiny_model),
+        "precision": "fp32",
+        "dataset": "builtin",
+        "max_input_tokens": 32,
+        "pytorch": section,
+        **SECOND,
+    }
+
+
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("section", "uuids"),
-    [pytest.param({}, [A], id="one GPU"), pytest.param({"device_map": "auto"}, [A, B], id="spread over all")],
+    ("section", "positions", "uuids"),
+    [
+        pytest.param({}, (0,), [A], id="one GPU of two"),
+        pytest.param({"device_map": "auto"}, (0, 1), [A, B], id="spread over both"),
+        pytest.param({"device_map": "auto"}, (1,), [B], id="placed on the second"),
+    ],
 )
-def test_a_one_gpu_engine_pays_for_one_gpu(
-    section: dict[str, Any], uuids: list[str], on_gpu: OnGpu, machine: Machine, tiny_model: Path
+def test_a_run_pays_for_the_gpus_that_hold_its_model(
+    section: dict[str, Any],
+    positions: tuple[int, ...],
+    uuids: list[str],
+    on_gpu: OnGpu,
+    machine: Machine,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a machine with two visible GPUs, a run that computes on one is not charged for the idle one."""
-    machine.play(Gpu(uuid=A), Gpu(uuid=B))
-    result = on_gpu(
-        backend="pytorch",
-        model=str(tiny_model),
-        precision="fp32",
-        dataset="builtin",
-        max_input_tokens=32,
-        pytorch=section,
-        **SECOND,
-    ).result
-    assert list(result.energy_per_device_j or {}) == uuids
+    """On a machine with two visible GPUs the energy is that of the boards where the engine says its weights lie."""
+    from llenergymeasure.backends import pytorch
+
+    class Placed(pytorch.Engine):
+        """Computes on the CPU and says that it sits on GPUs."""
+
+        def load(self, *args: Any) -> Any:
+            """Load, and claim places."""
+            return replace(super().load(*args), device="cuda", gpu_positions=positions)
+
+    monkeypatch.setattr(pytorch, "Engine", Placed)
+    machine.play(Gpu(uuid=A, power=[(0.0, 100.0)]), Gpu(uuid=B, power=[(0.0, 400.0)]))
+    measured = on_gpu(**_pytorch(tiny_model, **section))
+    watts = {A: 100.0, B: 400.0}
+    assert list(measured.result.energy_per_device_j or {}) == uuids
+    assert measured.result.mean_power_w == pytest.approx(sum(watts[u] for u in uuids), rel=0.03)
+    assert {row["gpu_uuid"] for row in measured.series} == set(uuids)
+
+
+@pytest.mark.model
+def test_a_model_on_the_cpu_pays_for_no_gpu(on_gpu: OnGpu, machine: Machine, tiny_model: Path) -> None:
+    """Beside an idle GPU the joules of that GPU are not this run's: null, with the reason."""
+    machine.play(Gpu(uuid=A))
+    result = on_gpu(**_pytorch(tiny_model)).result
+    assert result.energy_total_j is None
+    assert "CPU" in result.null_reasons["energy_total_j"]
+    assert result.verdict.state == "unmeasured"
 
 
 def test_a_reset_of_the_counter_makes_the_run_invalid(on_gpu: OnGpu, machine: Machine) -> None:

@@ -50,7 +50,7 @@ def test_a_windows_energy_is_the_scripts_truth(power: Any, lag_s: float, machine
     steps = square_wave(120.0, 620.0, half_period_s=0.13, seconds=20) if power == "square" else power
     gpu = Gpu(uuid=A, power=steps, lag_s=lag_s)
     machine.play(gpu)
-    record, spans = _windows(source, 0.6, 0.5)
+    record, spans = _windows(source, 0.8, 0.7)
     for number, (start_s, end_s) in enumerate(spans):
         (device,) = record.windows[str(number)]
         assert device.gpu_uuid == A
@@ -193,7 +193,7 @@ def test_without_a_driver_there_is_no_device(machine: Machine, source: Any) -> N
 def test_a_missing_sensor_is_none_and_costs_nothing_else(call: str, column: str, machine: Machine, source: Any) -> None:
     """A card without one sensor keeps the others and its energy; the missing value is None, not 0."""
     machine.play(Gpu(missing=[call]))
-    record, _ = _windows(source, 0.4)
+    record, _ = _windows(source, 0.7)
     values = {name: {getattr(r, name) for r in record.readings} for name in vars(record.readings[0])}
     assert values[column] == {None}
     others = {"power_w", "temperature_c", "memory_total_mb", "sm_utilisation_pct", "sm_clock_mhz", "throttle_reasons"}

@@ -23,5 +23,6 @@ def test_simulated_example_runs(tmp_path: Path) -> None:
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    powers = [e["statistics"]["mean_power_w"]["mean"] for e in json.loads(done.stdout)["experiments"]]
-    assert powers == pytest.approx([300, 300], rel=1e-2)
+    study = json.loads(done.stdout)
+    results = [json.loads((Path(study["directory"]) / f).read_text()) for f in study["result_files"]]
+    assert [r["mean_power_w"] for r in results] == pytest.approx([300, 300], rel=1e-2)

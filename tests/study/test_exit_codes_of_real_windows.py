@@ -1,9 +1,13 @@
 """Exit codes that only a window of some seconds can give."""
 
 import json
+import os
 from pathlib import Path
 
+import pytest
+
 from cli.process import FAST, llem, over, write
+from fakes.nvml_script import FAKES, Gpu, Machine
 
 
 def test_strict_of_a_valid_verdict_is_0(tmp_path: Path) -> None:
@@ -15,17 +19,29 @@ def test_strict_of_a_valid_verdict_is_0(tmp_path: Path) -> None:
     assert ended.code == 0
 
 
-def test_failed_sensor_is_15(tmp_path: Path) -> None:
-    """A baseline too short for the counter's pace is a failed measurement: no number, exit 15, phase and reason."""
-    body = over(
-        FAST,
-        {"baseline": {"enabled": True, "duration_seconds": 5}, "energy": {"simulated": {"tick_ms": 1000}}},
-    )
+def test_failed_sensor_is_15(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A counter that stands still is a failed measurement: no number, exit 15, phase and reason."""
+    Machine(tmp_path, monkeypatch).play(Gpu(constant=True))
+    variables = {"PYTHONPATH": str(FAKES), "FAKE_NVML": os.environ["FAKE_NVML"]}
+    body = over(FAST, {"energy": {"backend": "nvml", "simulated": None}})
 
-    ended = llem("experiment", cwd=tmp_path, env={"LLEM_EXPERIMENT": json.dumps(body)})
+    ended = llem("experiment", cwd=tmp_path, env={"LLEM_EXPERIMENT": json.dumps(body), **variables})
 
     said = json.loads(ended.err.splitlines()[-1])
     assert ended.code == said["exit_code"] == 15
-    assert (said["event"], said["type"], said["phase"]) == ("error", "MeasurementError", "drain")
-    assert "edge uncertainty" in said["message"]
+    assert (said["event"], said["type"], said["phase"]) == ("error", "MeasurementError", "baseline")
+    assert "did not move" in said["message"]
     assert ended.out == ""
+
+
+def test_idle_that_could_not_be_counted_is_null_with_the_reason(tmp_path: Path) -> None:
+    """A baseline too short for the counter's pace costs the adjusted energy, not the whole measurement."""
+    idle = {"enabled": True, "duration_seconds": 5}
+    body = over(FAST, {"baseline": idle, "energy": {"simulated": {"tick_ms": 1000}}})
+
+    ended = llem("experiment", cwd=tmp_path, env={"LLEM_EXPERIMENT": json.dumps(body)})
+
+    result = json.loads(ended.out)
+    assert ended.code == 0
+    assert result["energy_adjusted_j"] is None
+    assert result["null_reasons"]["energy_adjusted_j"]
