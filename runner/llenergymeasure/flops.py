@@ -81,7 +81,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         head_dim=first("head_dim") or hidden // heads,
         intermediate=0 if gpt2_like else first("moe_intermediate_size", "intermediate_size"),
         vocabulary=first("vocab_size"),
-        tied=bool(text.get("tie_word_embeddings", gpt2_like)),
+        tied=bool(text.get("tie_word_embeddings", True)),  # transformers' own default
         experts=first("num_local_experts", "num_experts", "n_routed_experts"),
         active_experts=first("num_experts_per_tok"),
     )

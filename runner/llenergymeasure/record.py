@@ -140,6 +140,7 @@ def build(seen: Observation) -> ExperimentResult:
 
 
 def _identity(seen: Observation) -> dict[str, Any]:
+    lora = seen.config.lora
     warm = seen.warmup is not None and seen.warmup.converged
     method: Literal["steady_state", "total"] = "steady_state" if warm else "total"
     offsets = (seen.window.start_s - seen.origin_s, seen.window.end_s - seen.origin_s)
@@ -148,6 +149,8 @@ def _identity(seen: Observation) -> dict[str, Any]:
         "backend": seen.config.backend,
         "backend_version": seen.backend_version,
         "model_revision": seen.weights.revision,
+        "lora_adapter_id": (lora.adapter_id or lora.adapter_path) if lora else None,
+        "lora_merged": lora.merge_weights if lora else None,
         "dataset_sha256": seen.dataset_sha256,
         "effective_config": canonical(seen.config),
         "engine_effective": dict(seen.engine_effective),

@@ -157,6 +157,8 @@ def test_an_adapters_use_is_on_record(tiny: Run, tiny_model: Path, tmp_path: Pat
     bare, adapted = tiny().result, tiny(lora={"adapter_path": str(tmp_path / "a")}).result
     assert bare.measurement_config_hash != adapted.measurement_config_hash
     assert adapted.effective_config["lora"]["adapter_path"] == str(tmp_path / "a")
+    assert (adapted.lora_adapter_id, adapted.lora_merged) == (str(tmp_path / "a"), False)
+    assert (bare.lora_adapter_id, bare.lora_merged) == (None, None)
 
 
 def test_the_built_in_model_is_measured_end_to_end(shared_model_cache: Path, machine: Any) -> None:

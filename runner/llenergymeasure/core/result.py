@@ -139,6 +139,8 @@ class ExperimentResult(_Record):
     backend: str
     backend_version: str | None = None
     model_revision: str | None = None
+    lora_adapter_id: str | None = None
+    lora_merged: bool | None = None
     dataset_sha256: str | None = None
     effective_config: dict[str, Any] = Field(default_factory=dict)
     engine_effective: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,31 @@
+"""The documents that people read first hold no placeholder and no dead link."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file or folder of the repository."""
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    dead = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert dead == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_placeholder_is_left(page: Path) -> None:
+    """Nobody reads a word that was to be replaced."""
+    words = re.findall(r"^[A-Z]{6,}$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert words == []
+
+
+def test_readme_names_the_two_commands_on_its_first_screen() -> None:
+    """`make run` and `make test` stand within the first fifty lines."""
+    first = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:50])
+    assert "make run" in first
+    assert "make test" in first
