@@ -175,6 +175,21 @@ class NvmlSampler:
                 return
             time.sleep(0.05)
 
+    def mean_power_w(self, uuids: Sequence[str], start_s: float, end_s: float) -> float | None:
+        """Sum over devices of counter differences per second; None while ticks are missing."""
+        parts = [self.series(u).between(start_s, end_s).value for u in uuids]
+        return None if None in parts else sum(p for p in parts if p is not None) / (end_s - start_s)
+
+    def finish(self, uuids: Sequence[str]) -> tuple[dict[str, EnergySeries], tuple[Reading, ...]]:
+        """Wait for the ticks behind the last edge, end the child, give all series and readings, delete the recording."""
+        try:
+            self.wait_for_tail(uuids)
+            self.stop()
+            return {u: self.series(u) for u in uuids}, self.readings()
+        finally:
+            self.stop()
+            self.discard()
+
     def stop(self) -> None:
         """End the child; the recording stays readable until `discard`."""
         if self._child is not None and self._child.poll() is None:

@@ -54,19 +54,11 @@ class Source:
 
     def mean_power_w(self, start_s: float, end_s: float) -> float | None:
         """Sum over devices of counter differences in the interval; None while ticks are missing."""
-        parts = [self._sampler.series(d.uuid).between(start_s, end_s).value for d in self._devices]
-        return None if None in parts else sum(p for p in parts if p is not None) / (end_s - start_s)
+        return self._sampler.mean_power_w([d.uuid for d in self._devices], start_s, end_s)
 
     def stop(self) -> EnergyRecord:
         """Wait for the ticks behind the last edge, stop the sampler, cut the windows out of the series."""
         uuids = [d.uuid for d in self._devices]
-        try:
-            self._sampler.wait_for_tail(uuids)
-            self._sampler.stop()
-            series = {u: self._sampler.series(u) for u in uuids}
-            readings = self._sampler.readings()
-        finally:
-            self._sampler.stop()
-            self._sampler.discard()
+        series, readings = self._sampler.finish(uuids)
         windows = {n: tuple(device_energy(u, series[u], *span) for u in uuids) for n, span in self._spans.items()}
         return EnergyRecord(windows=windows, readings=readings, series=series)

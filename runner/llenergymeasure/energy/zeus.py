@@ -106,22 +106,14 @@ class Source:
         """From our own series; None without a GPU."""
         if self._sampler is None:
             return None
-        parts = [self._sampler.series(d.uuid).between(start_s, end_s).value for d in self._devices]
-        return None if None in parts else sum(p for p in parts if p is not None) / (end_s - start_s)
+        return self._sampler.mean_power_w([d.uuid for d in self._devices], start_s, end_s)
 
     def stop(self) -> EnergyRecord:
         """Give Zeus' windows and our series."""
         if self._sampler is None:
             return EnergyRecord(windows=self._windows, host_energy_j=self._host_j)
         uuids = [d.uuid for d in self._devices]
-        try:
-            self._sampler.wait_for_tail(uuids)
-            self._sampler.stop()
-            series = {u: self._sampler.series(u) for u in uuids}
-            readings = self._sampler.readings()
-        finally:
-            self._sampler.stop()
-            self._sampler.discard()
+        series, readings = self._sampler.finish(uuids)
         return EnergyRecord(
             windows=self._windows, readings=readings, series=series, host_energy_j=self._host_j, independent=True
         )
