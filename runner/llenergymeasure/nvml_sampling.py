@@ -181,7 +181,7 @@ class NvmlSampler:
         return None if None in parts else sum(p for p in parts if p is not None) / (end_s - start_s)
 
     def finish(self, uuids: Sequence[str]) -> tuple[dict[str, EnergySeries], tuple[Reading, ...]]:
-        """Wait for the ticks behind the last edge, end the child, give all series and readings, delete the recording."""
+        """Wait for the ticks behind the last edge, end the child, give series and readings, delete the recording."""
         try:
             self.wait_for_tail(uuids)
             self.stop()
