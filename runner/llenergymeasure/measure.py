@@ -108,11 +108,13 @@ class _Energy:
         """Whether it counts joules; only such a baseline may be kept for, or taken from, other runs."""
         return self.on_gpu and self.source is not None and self.source.KIND == "counter"
 
-    def keep_only(self, devices: tuple[Device, ...]) -> None:
-        """Narrow the run to these GPUs; without any, whatever the source counts is not this run's energy."""
+    def keep_only(self, devices: tuple[Device, ...]) -> bool:
+        """Narrow the run to these GPUs, say whether that left any out; without any, no joule is this run's."""
         if self.devices and not devices:
             self.reason = "the model runs on the CPU, so the GPU's energy is not this run's"
+        narrowed = devices != self.devices
         self.devices = devices
+        return narrowed
 
     def open(self, name: str) -> float:
         return self.source.open_window(name) if self.source else time.monotonic()
@@ -193,7 +195,9 @@ def _measure(
         idle, no_idle = _baseline(config, user, energy, machine.get("driver_version"))
     with phases("load"):
         facts = engine.load(config, weights)
-    energy.keep_only(_used(energy, facts, config))
+    narrowed = energy.keep_only(_used(energy, facts, config))
+    if idle is not None and narrowed:  # it was summed over GPUs that are not this run's, too
+        idle = _known_baseline(config, user, energy, machine.get("driver_version"))
     machine |= environment.cuda_version()  # known for sure once the engine's library is loaded
     with phases("tokenise"):
         requests = _requests(config, engine, prompts, facts)
@@ -320,11 +324,18 @@ def _baseline(
         return None, "no GPU is visible"
     if config.baseline.kind == "loaded":
         return None, "baseline.kind: loaded is not measured by this version; use context or bare"
-    known = baseline.cached(config, energy.devices, driver, cache_dir(user)) if energy.counts else None
+    known = _known_baseline(config, user, energy, driver)
     if known is not None:
         return known, ""
     energy.idle_s = baseline.record(config, energy.source, energy.devices)
     return None, ""
+
+
+def _known_baseline(
+    config: ExperimentConfig, user: UserConfig, energy: _Energy, driver: str | None
+) -> baseline.Baseline | None:
+    """A baseline of exactly this run's GPUs that was measured before, by a counter."""
+    return baseline.cached(config, energy.devices, driver, cache_dir(user)) if energy.counts else None
 
 
 def _remembered(

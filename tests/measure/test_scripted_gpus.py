@@ -1,10 +1,12 @@
 """Whole runs on scripted GPUs with the real sampler: truth, several boards, throttling, faults of the sensor."""
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,20 @@ def _pytorch(tiny_model: Path, **section: Any) -> dict[str, Any]:
     }
 
 
+def _place(positions: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine compute on the CPU and say that it sits on these GPUs."""
+    from llenergymeasure.backends import pytorch
+
+    class Placed(pytorch.Engine):
+        """Claims places."""
+
+        def load(self, *args: Any) -> Any:
+            """Load, and claim places."""
+            return replace(super().load(*args), device="cuda", gpu_positions=positions)
+
+    monkeypatch.setattr(pytorch, "Engine", Placed)
+
+
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("section", "positions", "uuids"),
@@ -108,22 +124,51 @@ def test_a_run_pays_for_the_gpus_that_hold_its_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a machine with two visible GPUs the energy is that of the boards where the engine says its weights lie."""
-    from llenergymeasure.backends import pytorch
-
-    class Placed(pytorch.Engine):
-        """Computes on the CPU and says that it sits on GPUs."""
-
-        def load(self, *args: Any) -> Any:
-            """Load, and claim places."""
-            return replace(super().load(*args), device="cuda", gpu_positions=positions)
-
-    monkeypatch.setattr(pytorch, "Engine", Placed)
+    _place(positions, monkeypatch)
     machine.play(Gpu(uuid=A, power=[(0.0, 100.0)]), Gpu(uuid=B, power=[(0.0, 400.0)]))
     measured = on_gpu(**_pytorch(tiny_model, **section))
     watts = {A: 100.0, B: 400.0}
     assert list(measured.result.energy_per_device_j or {}) == uuids
     assert measured.result.mean_power_w == pytest.approx(sum(watts[u] for u in uuids), rel=0.03)
     assert {row["gpu_uuid"] for row in measured.series} == set(uuids)
+
+
+KNOWN_IDLE = {A: 50.0, B: 60.0}
+
+
+@pytest.fixture
+def known_idle(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Baselines of both boards that the parent hands in, and the configuration that takes them."""
+    now = datetime.now(UTC).isoformat()
+    rows = [
+        {"gpu_uuid": u, "driver": "580.65.06", "kind": "bare", "power_w": w, "measured_at": now}
+        for u, w in KNOWN_IDLE.items()
+    ]
+    monkeypatch.setenv("LLEM_BASELINES", json.dumps(rows))
+    return {"baseline": {"enabled": True, "kind": "bare", "duration_seconds": 5}}
+
+
+@pytest.mark.model
+def test_a_known_baseline_is_that_of_the_gpus_that_hold_the_model(
+    on_gpu: OnGpu, machine: Machine, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, known_idle: dict[str, Any]
+) -> None:
+    """The idle power that is subtracted covers the boards whose joules count, and no other."""
+    _place((1,), monkeypatch)
+    machine.play(Gpu(uuid=A), Gpu(uuid=B))
+    result = on_gpu(**_pytorch(tiny_model, device_map="auto"), **known_idle).result
+    assert list(result.energy_per_device_j or {}) == [B]
+    assert result.baseline_power_w == KNOWN_IDLE[B]
+
+
+@pytest.mark.model
+def test_a_model_on_the_cpu_has_no_idle_power_of_a_gpu(
+    on_gpu: OnGpu, machine: Machine, tiny_model: Path, known_idle: dict[str, Any]
+) -> None:
+    """A known baseline of the idle GPU beside it is not this run's either."""
+    machine.play(Gpu(uuid=A), Gpu(uuid=B))
+    result = on_gpu(**_pytorch(tiny_model), **known_idle).result
+    assert result.baseline_power_w is None
+    assert result.null_reasons["baseline_power_w"]
 
 
 @pytest.mark.model
