@@ -13,7 +13,6 @@ from llenergymeasure.core.result import (
     ExperimentStatistics,
     Statistic,
     StudyResult,
-    over_cycles,
     scalars,
 )
 from llenergymeasure.core.sweep import reasons
@@ -174,11 +173,6 @@ def csv_text(results: Sequence[ExperimentResult]) -> str:
 def export_csv(path: Path, results: Sequence[ExperimentResult]) -> None:
     """Write the CSV; raises ResultStoreError."""
     write_atomically(path, csv_text(results).encode())
-
-
-def of_one(result: ExperimentResult, summary: str) -> ExperimentStatistics:
-    """A single result in the form that tables take."""
-    return over_cycles(result.measurement_config_hash, summary, [result])
 
 
 def error_text(err: BaseException) -> str:

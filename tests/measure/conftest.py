@@ -1,6 +1,5 @@
 """Fixtures for measurements: a quick pretended experiment, a machine with scripted GPUs."""
 
-import gc
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fakes.light_torch import lighten_torch
 from fakes.nvml_script import Machine, install
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.result import ExperimentResult
@@ -39,11 +39,8 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="package", autouse=True)
 def _light_torch() -> None:
-    """Keep engine tests quick: one thread, since the models are tiny, and a collector that skips loaded libraries."""
-    gc.collect()
-    gc.freeze()  # an engine's close() collects garbage; going through all of transformers takes half a second each time
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)
+    """Keep engine tests quick."""
+    lighten_torch()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Fixtures for plug-in tests: engines that are closed again, a machine with scripted GPUs, processes of their own."""
 
-import gc
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fakes.light_torch import lighten_torch
 from fakes.nvml_script import Machine, install
 from llenergymeasure import models
 from llenergymeasure.core import registry
@@ -22,11 +22,8 @@ TESTS = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="package", autouse=True)
 def _light_torch() -> None:
-    """Keep engine tests quick: one thread, since the models are tiny, and a collector that skips loaded libraries."""
-    gc.collect()
-    gc.freeze()  # an engine's close() collects garbage; going through all of transformers takes half a second each time
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)
+    """Keep engine tests quick."""
+    lighten_torch()
 
 
 @pytest.fixture
