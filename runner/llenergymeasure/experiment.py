@@ -18,12 +18,13 @@ from pydantic import ValidationError
 
 from llenergymeasure import store
 from llenergymeasure.core.errors import ConfigError, ResultStoreError, TerminatedError, run_exit_code
+from llenergymeasure.core.resources import boolean_n
 from llenergymeasure.launch import encode, send
 from llenergymeasure.loaders import Document, experiment_from, read_document
 from llenergymeasure.measure import Measured, measure
 from llenergymeasure.report import error_text
 from llenergymeasure.user_config import load_user_config
-from llenergymeasure.yaml_reading import boolean_n, parse_yaml
+from llenergymeasure.yaml_reading import parse_yaml
 
 VARIABLE = "LLEM_EXPERIMENT"
 

@@ -12,18 +12,9 @@ from typing import Any
 from llenergymeasure.core import keys
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import ConfigError
+from llenergymeasure.core.resources import GROUP, PARTS, STUDY_CYCLES, body_of, boolean_n
 from llenergymeasure.core.sweep import copy_tree, deep_merge, expand, is_study, set_path
-from llenergymeasure.yaml_reading import boolean_n, parse_yaml, read_mapping
-
-API_GROUP = "llem.dev/"
-STUDY_CYCLES = 3  # n_cycles of a study file that names none; the CRD's default is the same
-BESIDE_DESIGN = ("name", "base", "execution", "runners", "images", "output")
-_CLUSTER = ("suspend", "retry", "retryEpoch", "template", "results")
-MANIFEST_PARTS: dict[Any, tuple[str, tuple[str, ...]]] = {
-    "EnergyStudy": ("design", ("execution", "parallelism", "suspendPolicy", "retention", *_CLUSTER)),
-    "EnergyExperiment": ("config", ("studyRef", "index", "cycle", "configHash", "deadlines", *_CLUSTER)),
-}
-"""Kinds, the part of `spec` that is a file's body, and the fields beside it (kubernetes.md §1)."""
+from llenergymeasure.yaml_reading import parse_yaml, read_mapping
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,7 @@ class Document:
 def read_document(path: Path) -> Document:
     """Read a plain experiment or study file, or an EnergyStudy/EnergyExperiment manifest; raises ConfigError."""
     data = read_mapping(path)
-    if str(data.get("apiVersion", "")).startswith(API_GROUP):
+    if str(data.get("apiVersion", "")).startswith(f"{GROUP}/"):
         return _manifest(data, str(path))
     body = boolean_n(data, source=str(path))
     if body.get("base") is not None:
@@ -57,24 +48,8 @@ def _with_base(body: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _manifest(data: Mapping[str, Any], source: str) -> Document:
     """An EnergyStudy's design or an EnergyExperiment's config as a document; the cluster's own fields are ignored."""
-    kind, spec, metadata = data.get("kind"), data.get("spec"), data.get("metadata") or {}
-    if kind not in MANIFEST_PARTS:
-        raise ConfigError(f"{source}: kind: {kind!r} is unknown; valid: {', '.join(MANIFEST_PARTS)}")
-    part, others = MANIFEST_PARTS[kind]
-    if not isinstance(spec, Mapping) or not isinstance(spec.get(part), Mapping):
-        raise ConfigError(f"{source}: spec.{part}: must be a mapping")
-    unknown = [k for k in spec if k not in (part, *others)]
-    found = [f"spec.{k}: unknown key{keys.did_you_mean(str(k), [part, *others])}" for k in unknown]
-    body = boolean_n(spec[part], source=source)
-    found += [
-        f"spec.{part}.{k}: belongs beside design in a manifest, not into it"
-        for k in BESIDE_DESIGN
-        if part == "design" and k in body
-    ]
-    keys.refuse(found, source=source)
-    if part == "design":
-        body |= {"name": metadata.get("name") or "study"}
-        body |= {"execution": spec["execution"]} if spec.get("execution") is not None else {}
+    body = body_of(data, source=source)
+    spec, (part, others) = data["spec"], PARTS[data["kind"]]
     ignored = [f"spec.{k}" for k in spec if k in others and k != "execution"]
     notices = (f"{source}: on this machine {', '.join(ignored)} is ignored",) if ignored else ()
     return Document(body, study=part == "design", source=source, notices=notices)

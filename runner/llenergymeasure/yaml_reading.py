@@ -9,13 +9,11 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from llenergymeasure.core import keys
 from llenergymeasure.core.errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -203,39 +201,3 @@ def read_mapping(path: Path) -> dict[str, Any]:
         found = "nothing" if data is None else type(data).__name__
         raise ConfigError(f"{path}: the file must hold a mapping of keys and values, not {found}")
     return data
-
-
-def boolean_n(body: Mapping[Any, Any], *, source: str) -> dict[str, Any]:
-    """Read a key `false` at the top and in the sweep as `n`; refuse any other boolean key by name.
-
-    kubectl writes the key as the text "false" into JSON, so that one counts, too.
-    """
-
-    def fixed(mapping: Mapping[Any, Any], where: str) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in mapping.items():
-            name = "n" if key is False or key == "false" else key
-            if name in result:
-                raise ConfigError(f"{source}: {where}n is written twice (once unquoted)")
-            result[name] = value
-        return result
-
-    found = fixed(body, "")
-    if isinstance(found.get("sweep"), Mapping):
-        found["sweep"] = fixed(found["sweep"], "sweep.")
-    spelled = {True: "y, yes or on", False: "n, no or off"}
-    wrong = [
-        f'{path}: a boolean is not a key; YAML reads a bare {spelled[k]} as one, so put it in quotes, e.g. "n"'
-        for path, k in _boolean_keys(found)
-    ]
-    keys.refuse(wrong, source=source)
-    return found
-
-
-def _boolean_keys(data: Any, path: str = "") -> list[tuple[str, bool]]:
-    if isinstance(data, Mapping):
-        found = [(f"{path}{str(k).lower()}", k) for k in data if isinstance(k, bool)]
-        return found + [pair for k, v in data.items() for pair in _boolean_keys(v, f"{path}{k}.")]
-    if isinstance(data, list):
-        return [pair for i, v in enumerate(data) for pair in _boolean_keys(v, f"{path}{i}.")]
-    return []

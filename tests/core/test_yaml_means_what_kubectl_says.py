@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llenergymeasure.core.errors import ConfigError
+from llenergymeasure.core.resources import boolean_n
 from llenergymeasure.loaders import load_study_config
-from llenergymeasure.yaml_reading import boolean_n, parse_yaml, read_mapping
+from llenergymeasure.yaml_reading import parse_yaml, read_mapping
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 SCALARS = GOLDEN / "kubectl_scalars.yaml"
