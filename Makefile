@@ -45,7 +45,7 @@ fix: setup ## format and mend what a tool can mend
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix --quiet . || true
 
-generate: setup ## write docs/reference and the JSON schemas from the code
+generate: setup ## write docs/reference, JSON schemas and custom resource definitions from the code
 	@$(BIN)/python tools/generate.py
 
 lock: ## resolve the newest allowed versions into requirements/dev.lock
