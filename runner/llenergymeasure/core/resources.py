@@ -20,7 +20,7 @@ STUDY_PLURAL, EXPERIMENT_PLURAL = "energystudies", "energyexperiments"
 STUDY_CYCLES = 3
 """`n_cycles` of a study that names none, in a file and in the custom resource."""
 
-MAX_STUDY_NAME, MAX_EXPERIMENT_NAME = 40, 52  # a Job's name is `<study>-<index5>-<hash6>-a<attempt>`, at most 57
+MAX_STUDY_NAME, MAX_EXPERIMENT_NAME = 40, 53  # a Job is `<study>-<index5>-<hash6>-a<attempt>`, 57 at attempt 99
 MAX_RUNS = 10_000
 
 LABEL_STUDY, LABEL_EXPERIMENT = f"{GROUP}/study", f"{GROUP}/experiment"
