@@ -102,6 +102,13 @@ def test_the_users_own_text_has_neither_defaults_nor_choices(definition: dict[st
     assert at(definition, f".spec.{part}")["x-kubernetes-map-type"] == "atomic"
 
 
+def test_null_is_legal_wherever_a_user_may_write_it() -> None:
+    """Null equals absent: it must not depend on the way of applying whether a null is refused."""
+    below_design = [(p, f) for d, part in ((STUDY, "design"), (EXPERIMENT, "config")) for p, f in below(d, part)]
+
+    assert [p for p, f in below_design if not f.get("nullable")] == []
+
+
 def test_a_design_declares_every_key_that_a_study_body_may_have() -> None:
     """A key of llem that were not declared would be refused by the API server."""
     legal = {*ExperimentConfig.model_fields, "sweep", "experiments", "version", "false"} - {"output"}
@@ -156,7 +163,7 @@ def test_execution_is_that_of_a_study_file_in_camel_case() -> None:
 
 def test_children_stay_lean() -> None:
     """No default is written into an experiment: what it does not say is read from its study."""
-    assert [p for p, f in fields(schema(EXPERIMENT)) if "default" in f] == []
+    assert [p for p, f in fields(schema(EXPERIMENT)) if "default" in f] == [".status"]
 
 
 @BOTH

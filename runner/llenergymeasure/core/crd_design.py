@@ -29,7 +29,7 @@ def design() -> Schema:
         properties.pop(name)
     for name, field in properties.items():
         properties[name] = field | {"description": field["description"].replace("Required.", "Required, or swept.")}
-    axis = free("Values of one axis: a list, or a single value.", maxItems=MAX_VALUES, maxLength=LONGEST)
+    axis = _null_too(free("Values of one axis: a list, or a single value.", maxItems=MAX_VALUES, maxLength=LONGEST))
     sweep = mapping(
         f"{introspection.STUDY_ONLY['sweep']['description']} At most {MAX_AXES} axes of {MAX_VALUES} values. Every "
         "combination that is a valid experiment runs.",
@@ -41,7 +41,7 @@ def design() -> Schema:
         "What is measured: the text of a study file, word for word (snake_case), without its name, execution, base, "
         "runners, images and output. Fixed once the study is accepted. Values that are left out have the defaults of "
         "llem; `llem plan` shows what a design comes to.",
-        {"sweep": sweep, "experiments": entries, **properties},
+        {"sweep": _null_too(sweep), "experiments": _null_too(entries), **properties},
         atomic=True,
     ) | {"minProperties": 1}
 
@@ -69,7 +69,12 @@ def _experiment_fields(*, lists_of_backends: bool) -> Schema:
     unquoted = "What kubectl makes of the unquoted key n, which YAML reads as false; it means n."
     found["false"] = found["n"] | {"description": f"{unquoted} {found['n']['description']}"}
     found["version"] = free("Ignored; other tools write it.", maxLength=63, maxProperties=0, maxItems=0)
-    return found
+    return {name: _null_too(field) for name, field in found.items()}
+
+
+def _null_too(field: Schema) -> Schema:
+    """Null equals absent in llem; without this, server-side apply refuses a null that client-side apply drops."""
+    return {**field, "nullable": True}
 
 
 def _field(about: dict[str, introspection.FieldInfo], prop: dict[str, Any], name: str) -> Schema:

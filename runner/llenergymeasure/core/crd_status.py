@@ -7,6 +7,7 @@ from pydantic.alias_generators import to_camel
 
 from llenergymeasure.core.crd_schema import (
     Schema,
+    by_default,
     choice,
     decimal,
     flag,
@@ -86,8 +87,22 @@ def _head() -> Schema:
     }
 
 
+_NEVER = "1970-01-01T00:00:00Z"
+
+
+def _until_seen(status: Schema, *conditions: tuple[str, str, str]) -> Schema:
+    """The status of an object that no operator has looked at: the API server shows it, nobody has to write it."""
+    words = ("type", "status", "message")
+    found = [dict(zip(words, c, strict=True)) | {"reason": "Pending", "lastTransitionTime": _NEVER} for c in conditions]
+    return by_default(status, {"finished": False, "conditions": found})
+
+
 def study_status() -> Schema:
     """`status` of an EnergyStudy."""
+    return _until_seen(_study_status(), ("Finished", "False", "waits for the operator"))
+
+
+def _study_status() -> Schema:
     return record(
         "What has happened so far; written by the operator.",
         {
@@ -194,6 +209,11 @@ def _details() -> Schema:
 
 def experiment_status() -> Schema:
     """`status` of an EnergyExperiment."""
+    unseen = ("Accepted", "Unknown", "waits for the operator"), ("Finished", "False", "waits for its turn")
+    return _until_seen(_experiment_status(), *unseen)
+
+
+def _experiment_status() -> Schema:
     kinds = ("measurement", "infrastructure", "invalid")
     used = {k: integer(f"Retries used of retry.{k}.", 0, 1_000) for k in kinds}
     return record(
