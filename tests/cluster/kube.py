@@ -3,6 +3,7 @@
 import contextlib
 import json
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -92,6 +93,9 @@ def install_crds(kube: Kube) -> None:
     """Both definitions, ready to use."""
     kube.ok("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
     kube.ok("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    deadline = time.monotonic() + 30
+    while kube.run("explain", "est").returncode or kube.run("explain", "eexp").returncode:
+        assert time.monotonic() < deadline, "the API server does not publish the kinds"
 
 
 @pytest.fixture(scope="session")
