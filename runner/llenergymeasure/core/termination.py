@@ -37,7 +37,7 @@ class Numbers(_Part):
 class KnownBaseline(_Part):
     """Idle power of one GPU as measured by this run, for later runs on the same card."""
 
-    gpu_uuid: str
+    gpu_uuid: str = Field(alias="gpuUUID")
     driver: str | None = None
     kind: str
     power_milliwatts: int
@@ -69,7 +69,7 @@ class TerminationRecord(_Part):
     window_end: datetime | None = None
     numbers: Numbers = Numbers()
     gpu_product: str | None = None
-    gpu_uuids: tuple[str, ...] = Field((), max_length=16)
+    gpu_uuids: tuple[str, ...] = Field((), max_length=16, alias="gpuUUIDs")
     driver: str | None = None
     baselines: tuple[KnownBaseline, ...] = Field((), max_length=16)
     warnings: tuple[str, ...] = Field((), max_length=3)  # codes of the first three

@@ -1,0 +1,147 @@
+"""What the operator has last seen, as small as decisions allow. A hint: what cannot be undone is read live first."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llem_operator.children import Child, child_of
+from llenergymeasure.core.resources import LABEL_EXPERIMENT
+
+Name = tuple[str, str]
+"""Namespace and name."""
+
+
+def newer(seen: str, than: str) -> bool:
+    """Whether a resourceVersion is later; they have been comparable numbers since Kubernetes 1.35."""
+    if seen.isdigit() and than.isdigit():
+        return (len(seen), seen) > (len(than), than)
+    return seen != than
+
+
+def lean_study(study: Mapping[str, Any]) -> dict[str, Any]:
+    """A study without its manifest: specification, conditions, baselines."""
+    status = {k: v for k, v in (study.get("status") or {}).items() if k not in ("manifest", "nodes", "indexes")}
+    return {**study, "metadata": _lean_metadata(study), "status": status}
+
+
+def lean_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """A Job without its pod template, except for the pod's deadline."""
+    spec = {k: v for k, v in job["spec"].items() if k in ("suspend", "ttlSecondsAfterFinished")}
+    deadline = job["spec"]["template"]["spec"].get("activeDeadlineSeconds")
+    spec["template"] = {"spec": {"activeDeadlineSeconds": deadline}}
+    return {"metadata": _lean_metadata(job), "spec": spec, "status": job.get("status") or {}}
+
+
+def lean_pod(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """A pod's identity, node and status."""
+    status = {k: v for k, v in (pod.get("status") or {}).items() if k in ("phase", "reason", "message", "conditions")}
+    status["containerStatuses"] = (pod.get("status") or {}).get("containerStatuses") or []
+    return {
+        "metadata": _lean_metadata(pod),
+        "spec": {"nodeName": (pod.get("spec") or {}).get("nodeName")},
+        "status": status,
+    }
+
+
+def _lean_metadata(obj: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in obj["metadata"].items() if k not in ("managedFields", "annotations")}
+
+
+@dataclass
+class Shelf:
+    """Lean Jobs or pods by name, and which of them belong to which experiment."""
+
+    objects: dict[Name, dict[str, Any]] = field(default_factory=dict)
+    of_experiment: dict[Name, set[Name]] = field(default_factory=dict)
+
+    def put(self, lean: dict[str, Any]) -> bool:
+        """Keep an object unless a newer state of it is known; True if it was news."""
+        name, metadata = _name(lean), lean["metadata"]
+        before = self.objects.get(name)
+        if before is not None and not newer(metadata["resourceVersion"], before["metadata"]["resourceVersion"]):
+            return False
+        self.objects[name] = lean
+        self.of_experiment.setdefault(owner_name(lean), set()).add(name)
+        return True
+
+    def drop(self, name: Name) -> None:
+        """Forget an object."""
+        lean = self.objects.pop(name, None)
+        if lean is not None:
+            owner = owner_name(lean)
+            self.of_experiment[owner].discard(name)
+            if not self.of_experiment[owner]:
+                del self.of_experiment[owner]
+
+    def of(self, experiment: Name) -> list[dict[str, Any]]:
+        """All objects of an experiment."""
+        return [self.objects[n] for n in sorted(self.of_experiment.get(experiment, ()))]
+
+
+def _name(obj: Mapping[str, Any]) -> Name:
+    return obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
+def owner_name(obj: Mapping[str, Any]) -> Name:
+    """The experiment that a Job or pod is labelled with."""
+    labels = obj["metadata"].get("labels") or {}
+    return obj["metadata"]["namespace"], labels.get(LABEL_EXPERIMENT, "")
+
+
+class Cache:
+    """Studies, experiments as `Child`, Jobs and pods."""
+
+    def __init__(self) -> None:
+        self.studies: dict[Name, dict[str, Any]] = {}
+        self.children: dict[Name, Child] = {}
+        self._by_owner: dict[str, dict[int, Child]] = {}
+        self.jobs, self.pods = Shelf(), Shelf()
+
+    def put_study(self, study: Mapping[str, Any]) -> bool:
+        """Keep a study unless a newer state is known; True if it was news."""
+        name = _name(study)
+        before = self.studies.get(name)
+        version = study["metadata"]["resourceVersion"]
+        if before is not None and not newer(version, before["metadata"]["resourceVersion"]):
+            return False
+        self.studies[name] = lean_study(study)
+        return True
+
+    def put_experiment(self, experiment: Mapping[str, Any]) -> bool:
+        """Keep an experiment's projection unless a newer state is known; True if it was news."""
+        name = _name(experiment)
+        before = self.children.get(name)
+        version = experiment["metadata"]["resourceVersion"]
+        if before is not None and not newer(version, before.resource_version):
+            return False
+        if before is not None and before.owner and before.uid != experiment["metadata"]["uid"]:
+            self.drop_experiment(name)
+        child = child_of(experiment)
+        self.children[name] = child
+        if child.owner:
+            self._by_owner.setdefault(child.owner, {})[child.index] = child
+        return True
+
+    def drop_experiment(self, name: Name) -> Child | None:
+        """Forget an experiment; gives what was known of it."""
+        child = self.children.pop(name, None)
+        if child is not None and child.owner:
+            siblings = self._by_owner.get(child.owner, {})
+            if siblings.get(child.index) is child:
+                del siblings[child.index]
+            if not siblings:
+                self._by_owner.pop(child.owner, None)
+        return child
+
+    def children_of(self, study_uid: str) -> dict[int, Child]:
+        """A study's experiments by index."""
+        return dict(self._by_owner.get(study_uid, {}))
+
+    def study_of(self, child: Child) -> dict[str, Any] | None:
+        """The study that owns an experiment: by UID, never by a label or a name alone."""
+        study = self.studies.get((child.namespace, child.study))
+        return study if study is not None and study["metadata"]["uid"] == child.owner else None
+
+    def unfinished(self) -> Iterable[Child]:
+        """Experiments that are not over."""
+        return [c for c in self.children.values() if c.state in ("pending", "running")]

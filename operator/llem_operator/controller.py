@@ -1,0 +1,340 @@
+"""One look at one object: observe, decide, write one status, act. The only place where decisions meet the cluster."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from llem_operator.acceptance import Accepted, Configuration, Refused
+from llem_operator.api import ApiError
+from llem_operator.attempts import NO_POD_S, Ended
+from llem_operator.cache import Cache, lean_job, lean_pod
+from llem_operator.children import last_ends
+from llem_operator.cluster import Cluster, TakenError
+from llem_operator.conditions import find
+from llem_operator.decision import (
+    Action,
+    CreateExperiment,
+    CreateJob,
+    Decision,
+    DeleteJob,
+    ExpireJob,
+    WriteExperimentStatus,
+)
+from llem_operator.experiment import ExperimentFacts, end_attempt, reconcile_experiment
+from llem_operator.judgements import Judgements
+from llem_operator.objects import job_object, owner_uid
+from llem_operator.settings import Settings
+from llem_operator.study import StudyFacts, reconcile_study
+from llem_operator.study_status import stalled
+from llem_operator.timestamps import parse, whole_seconds
+from llem_operator.transitions import changed
+
+log = logging.getLogger(__name__)
+
+STATUS_PACE_S = 1.0
+EVENTS_EVERY_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is to be looked at. `verify`: an experiment that left the watch, finished or deleted."""
+
+    kind: Literal["study", "experiment", "verify"]
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What came of a look: when to look again, and which other keys it made dirty."""
+
+    requeue_at: datetime | None = None
+    dirty: tuple[Key, ...] = ()
+
+
+class Controller:
+    """Looks at keys. Keeps no truth of its own: a new controller on the same cluster decides the same."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        settings: Settings,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._cluster, self._cache, self._settings = cluster, cache, settings
+        self._now, self._monotonic = now, monotonic
+        self._judge = Judgements(settings)
+        self._written_at: dict[str, float] = {}
+        self._events_read: dict[str, tuple[float, list[dict[str, Any]]]] = {}
+
+    async def look(self, key: Key) -> Look:
+        """Observe, decide, apply; raises ApiError for the queue to try again later."""
+        if key.kind == "study":
+            return await self._look_at_study(key)
+        if key.kind == "verify":
+            return await self._verify(key)
+        return await self._look_at_experiment(key)
+
+    async def _verify(self, key: Key) -> Look:
+        experiment = await self._cluster.experiment(key.namespace, key.name)
+        if experiment is None:
+            return self._gone(key)
+        self._cache.put_experiment(experiment)
+        return Look(dirty=(Key("experiment", key.namespace, key.name), *self._study_key(key)))
+
+    def _gone(self, key: Key) -> Look:
+        dirty = self._study_key(key)
+        self._cache.drop_experiment((key.namespace, key.name))
+        return Look(dirty=dirty)
+
+    def _study_key(self, key: Key) -> tuple[Key, ...]:
+        child = self._cache.children.get((key.namespace, key.name))
+        return (Key("study", child.namespace, child.study),) if child is not None and child.study else ()
+
+    async def _look_at_study(self, key: Key) -> Look:
+        study = await self._cluster.study(key.namespace, key.name)
+        if study is None:
+            gone = self._cache.studies.pop((key.namespace, key.name), None)
+            if gone is not None:
+                self._judge.forget(gone["metadata"]["uid"])
+                self._written_at.pop(gone["metadata"]["uid"], None)
+            return Look()
+        self._cache.put_study(study)
+        uid = study["metadata"]["uid"]
+        judged = await self._judge.study(study)
+        facts = StudyFacts(study, judged, self._cache.children_of(uid))
+        now = self._now()
+        decision = reconcile_study(facts, now)
+        late = self._too_soon(study, decision)
+        if not late:
+            await self._write(study, decision)
+        taken: dict[str, str] = {}
+        dirty: list[Key] = [*self._to_be_stopped(study)]
+        try:
+            for action in decision.actions:
+                dirty += await self._act_for_study(action, taken)
+        except ApiError as err:
+            if err.status != 403:
+                raise
+            await self._forbidden(study, err)
+            raise
+        if taken:
+            await self._name_taken(key, taken)
+        times = [decision.requeue_at, now + timedelta(seconds=STATUS_PACE_S) if late else None]
+        times.append(now + timedelta(seconds=10) if taken else None)
+        return Look(min((t for t in times if t is not None), default=None), tuple(dirty))
+
+    def _to_be_stopped(self, study: Mapping[str, Any]) -> Iterator[Key]:
+        """Running experiments of a study that is suspended at once."""
+        if study["spec"].get("suspend") and study["spec"].get("suspendPolicy") == "Immediate":
+            for child in self._cache.children_of(study["metadata"]["uid"]).values():
+                if child.state == "running":
+                    yield Key("experiment", child.namespace, child.name)
+
+    def _too_soon(self, study: Mapping[str, Any], decision: Decision) -> bool:
+        """Whether a status write must wait: numbers at most once a second, conditions at once."""
+        if decision.status is None:
+            return False
+        if self._monotonic() - self._written_at.get(study["metadata"]["uid"], -1e9) >= STATUS_PACE_S:
+            return False
+        before = {c["type"]: c["status"] for c in (study.get("status") or {}).get("conditions") or ()}
+        return before == {c["type"]: c["status"] for c in decision.status["conditions"]}
+
+    async def _write(self, obj: dict[str, Any], decision: Decision) -> dict[str, Any]:
+        """The one status write of a look; gives the object as it is then."""
+        if decision.status is None:
+            return obj
+        written = await self._cluster.write_status(obj, decision.status)
+        if written is None:
+            return obj
+        written.setdefault("kind", obj["kind"])
+        if obj["kind"] == "EnergyStudy":
+            self._written_at[obj["metadata"]["uid"]] = self._monotonic()
+            self._cache.put_study(written)
+        else:
+            self._cache.put_experiment(written)
+        await self._tell(obj, written)
+        return written
+
+    async def _tell(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Post an Event when something ended or was refused; an Event that fails is not worth a second try."""
+        old = find((before.get("status") or {}).get("conditions") or (), "Finished") or {}
+        new = find(after["status"].get("conditions") or (), "Finished") or {}
+        if new.get("status") != "True" or old.get("status") == "True":
+            return
+        good = new["reason"] in ("Completed", "ResultStored")
+        try:
+            text = str(new["message"])
+            await self._cluster.event(after, str(new["reason"]), text, warning=not good, now=whole_seconds(self._now()))
+        except ApiError as err:
+            log.warning("no event about %s: %s", after["metadata"]["name"], err)
+
+    async def _forbidden(self, study: Mapping[str, Any], err: ApiError) -> None:
+        """Say which request was refused; the queue tries again with a growing pause."""
+        live = await self._cluster.study(study["metadata"]["namespace"], study["metadata"]["name"])
+        if live is not None:
+            await self._cluster.write_status(live, stalled(live, "Forbidden", err.message, self._now()))
+
+    async def _name_taken(self, key: Key, taken: Mapping[str, str]) -> None:
+        live = await self._cluster.study(key.namespace, key.name)
+        if live is not None:
+            text = next(iter(taken.values()))
+            await self._cluster.write_status(live, stalled(live, "NameTaken", text, self._now()))
+
+    async def _act_for_study(self, action: Action, taken: dict[str, str]) -> list[Key]:
+        match action:
+            case CreateExperiment(manifest):
+                try:
+                    self._cache.put_experiment(await self._cluster.create_experiment(manifest))
+                except TakenError as err:
+                    taken[manifest["metadata"]["name"]] = str(err)
+                return []
+            case WriteExperimentStatus(namespace, name, change):
+                live = await self._cluster.experiment(namespace, name)
+                key = Key("experiment", namespace, name)
+                if live is None:
+                    return [Key("verify", namespace, name)]
+                self._cache.put_experiment(live)
+                status = changed(live, change, self._now())
+                if status is not None:
+                    await self._write({**live, "kind": "EnergyExperiment"}, Decision(status))
+                return [key, *self._study_key(key)]
+            case _:
+                raise AssertionError(f"a study does not decide {action}")
+
+    async def _look_at_experiment(self, key: Key) -> Look:
+        experiment = await self._cluster.experiment(key.namespace, key.name)
+        if experiment is None:
+            return self._gone(key)
+        experiment["kind"] = "EnergyExperiment"
+        self._cache.put_experiment(experiment)
+        study = await self._study_for(experiment)
+        if study is None and owner_uid(experiment) and experiment["spec"].get("studyRef"):
+            return Look()  # its study is gone or another one: the garbage collector's business
+        facts = await self._facts(experiment, study)
+        now = self._now()
+        decision = reconcile_experiment(facts, now)
+        if _irreversible(facts, decision):
+            facts = await self._live(facts)
+            decision = reconcile_experiment(facts, now)
+        written = await self._write(experiment, decision)
+        for action in decision.actions:
+            await self._act_for_experiment(action, facts, written)
+        moved = written is not experiment
+        again = (key,) if moved and not written["status"].get("finished") else ()
+        return Look(decision.requeue_at, (*again, *(self._study_key(key) if moved else ())))
+
+    async def _study_for(self, experiment: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The study that owns an experiment; read live where the cache does not have it."""
+        child = self._cache.children[experiment["metadata"]["namespace"], experiment["metadata"]["name"]]
+        if not child.study or not child.owner:
+            return None
+        known = self._cache.study_of(child)
+        if known is None:
+            live = await self._cluster.study(child.namespace, child.study)
+            if live is not None:
+                self._cache.put_study(live)
+            known = self._cache.study_of(child)
+        return known
+
+    async def _facts(self, experiment: dict[str, Any], study: dict[str, Any] | None) -> ExperimentFacts:
+        name = (experiment["metadata"]["namespace"], experiment["metadata"]["name"])
+        jobs, pods = self._cache.jobs.of(name), self._cache.pods.of(name)
+        plan = await self._judge.study(study) if study is not None else None
+        judged: Configuration | Refused = self._judge.experiment(experiment, study)
+        common = {"judged": judged, "jobs": jobs, "pods": pods, "events": await self._rejections(name[0], jobs, pods)}
+        if study is None or not isinstance(plan, Accepted):
+            results = (study or experiment)["spec"].get("results") or self._settings.results
+            return ExperimentFacts(experiment, study, results=results, **common)  # type: ignore[arg-type]  # one record
+        gap_s = plan.gap_s.get(int(experiment["spec"].get("index") or 0), 0.0)
+        ends = last_ends(c for c in self._cache.children_of(study["metadata"]["uid"]).values() if c.name != name[1])
+        until = {n: t + timedelta(seconds=gap_s) for n, t in ends.items()} if gap_s > 0 else {}
+        return ExperimentFacts(
+            experiment,
+            study,
+            results=plan.results,
+            record=plan.record,
+            timeout_s=plan.timeout_s,
+            not_before={n: t for n, t in until.items() if t > self._now()},
+            gap_s=gap_s,
+            baselines=(study.get("status") or {}).get("baselines") or (),
+            **common,  # type: ignore[arg-type]  # one record
+        )
+
+    async def _rejections(
+        self, namespace: str, jobs: Sequence[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Events of a Job that has no pod after a while: the only place where a rejected pod is told."""
+        if pods or not jobs:
+            return []
+        job = jobs[-1]["metadata"]
+        created = parse(job.get("creationTimestamp"))
+        if created is None or self._now() - created < timedelta(seconds=NO_POD_S):
+            return []
+        at, events = self._events_read.get(job["uid"], (-1e9, []))
+        if self._monotonic() - at >= EVENTS_EVERY_S:
+            events = await self._cluster.events_of(namespace, job["uid"])
+            self._events_read[job["uid"]] = (self._monotonic(), events)
+            while len(self._events_read) > 256:
+                self._events_read.pop(next(iter(self._events_read)))
+        return events
+
+    async def _live(self, facts: ExperimentFacts) -> ExperimentFacts:
+        """The same facts with Jobs and pods as they are now."""
+        metadata = facts.experiment["metadata"]
+        jobs, pods = await self._cluster.attempts(metadata["namespace"], metadata["name"])
+        self._remember(metadata["namespace"], metadata["name"], jobs, pods)
+        found = {"jobs": [lean_job(j) for j in jobs], "pods": [lean_pod(p) for p in pods]}
+        return ExperimentFacts(**{**{f: getattr(facts, f) for f in facts.__dataclass_fields__}, **found})
+
+    def _remember(self, namespace: str, name: str, jobs: list[dict[str, Any]], pods: list[dict[str, Any]]) -> None:
+        for shelf, lean, found in ((self._cache.jobs, lean_job, jobs), (self._cache.pods, lean_pod, pods)):
+            there = {(namespace, o["metadata"]["name"]) for o in found}
+            for known in [n for n in shelf.of_experiment.get((namespace, name), ()) if n not in there]:
+                shelf.drop(known)
+            for obj in found:
+                shelf.put(lean(obj))
+
+    async def _act_for_experiment(self, action: Action, facts: ExperimentFacts, written: dict[str, Any]) -> None:
+        match action:
+            case CreateJob(attempt):
+                await self._create_job(job_object(attempt, self._settings), facts, written)
+            case DeleteJob(namespace, name, uid):
+                await self._cluster.delete_job(namespace, name, uid)
+            case ExpireJob(namespace, name, ttl_s):
+                await self._cluster.expire_job(namespace, name, ttl_s)
+            case _:
+                raise AssertionError(f"an experiment does not decide {action}")
+
+    async def _create_job(self, manifest: dict[str, Any], facts: ExperimentFacts, written: dict[str, Any]) -> None:
+        try:
+            self._cache.jobs.put(lean_job(await self._cluster.create_job(manifest)))
+        except TakenError as err:
+            log.info("%s", err)  # the next look says so in the experiment's conditions
+        except ApiError as err:
+            live = ExperimentFacts(
+                **{**{f: getattr(facts, f) for f in facts.__dataclass_fields__}, "experiment": written}
+            )
+            if err.status in (400, 422):
+                ended = Ended("Failed", "InvalidTemplate", err.message, end=self._now())
+                await self._write(written, end_attempt(live, dict(live.status), ended, self._now()))
+                return
+            if err.status == 403:
+                status = live.going_on(live.status, self._now(), "Forbidden", err.message)
+                await self._write(written, Decision(status))
+            raise
+
+
+def _irreversible(facts: ExperimentFacts, decision: Decision) -> bool:
+    """Whether a decision must rest on Jobs and pods as they are now: it makes or deletes a Job, or ends an attempt."""
+    if any(isinstance(a, CreateJob | DeleteJob) for a in decision.actions):
+        return True
+    if decision.status is None or facts.open_attempt is None:
+        return False
+    rows = decision.status.get("attempts") or ()
+    return bool(rows and rows[-1].get("outcome"))

@@ -1,0 +1,299 @@
+"""Decides what happens next to one experiment: its attempts, its retries, its end. Pure: time and facts come in.
+
+An attempt begins as a row in `status.attempts`; then its Job is made under the name that the row implies. Whoever
+comes after a crash at any point derives the same names and finds what was done.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from llem_operator import objects
+from llem_operator.acceptance import Configuration, Refused
+from llem_operator.attempts import NO_POD_S, Ended, Running, Waiting, job_is_live, lost_at, progress
+from llem_operator.conditions import find
+from llem_operator.decision import CreateJob, Decision, DeleteJob, ExpireJob
+from llem_operator.experiment_status import Said, closed, finished, going_on, reopened, seen, with_result
+from llem_operator.timestamps import parse, text, whole_seconds
+
+MAX_ATTEMPTS_KEPT = 10
+RETRY_BASE_S, RETRY_MAX_S = 10.0, 300.0
+DEFAULT_TIMEOUT_S = 3600.0
+DEFAULT_RETRY = {"measurement": 0, "infrastructure": 3, "invalid": 0}
+
+
+@dataclass(frozen=True)
+class ExperimentFacts:
+    """Everything that was seen: the experiment and its study as read live, its Jobs and pods, the Job's Events.
+
+    `judged` is what acceptance said of the configuration. `not_before` and `gap_s` are the pause that the plan puts
+    before this run, `baselines` what earlier runs of the study measured.
+    """
+
+    experiment: Mapping[str, Any]
+    study: Mapping[str, Any] | None
+    judged: Configuration | Refused
+    jobs: Sequence[Mapping[str, Any]] = ()
+    pods: Sequence[Mapping[str, Any]] = ()
+    events: Sequence[Mapping[str, Any]] = ()
+    results: Mapping[str, Any] = field(default_factory=dict)
+    record: str | None = None
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    not_before: Mapping[str, datetime] = field(default_factory=dict)
+    gap_s: float = 0.0
+    baselines: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """Status as read."""
+        return self.experiment.get("status") or {}
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """The spec whose suspend, retry and retryEpoch are in force: the study's, or a standalone experiment's own."""
+        spec: Mapping[str, Any] = (self.study or self.experiment)["spec"]
+        return spec
+
+    def going_on(
+        self, status: Mapping[str, Any], now: datetime, reason: str, message: str, *, scheduled: bool = False
+    ) -> dict[str, Any]:
+        """The status of this experiment while it is not over."""
+        return going_on(self.experiment, status, now, reason, message, scheduled=scheduled)
+
+    def finished(
+        self, status: Mapping[str, Any], now: datetime, reason: str, message: str, *, more: Sequence[Said] = ()
+    ) -> dict[str, Any]:
+        """The status of this experiment at its end."""
+        accepted = isinstance(self.judged, Configuration)
+        epoch = int(self.source.get("retryEpoch") or 0)
+        return finished(self.experiment, status, now, reason, message, epoch=epoch, accepted=accepted, more=more)
+
+    @property
+    def open_attempt(self) -> Mapping[str, Any] | None:
+        """The attempt that has begun and not ended."""
+        return open_attempt(self.status)
+
+
+def open_attempt(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The row of an attempt that has begun and not ended."""
+    rows = status.get("attempts") or ()
+    return rows[-1] if rows and not rows[-1].get("outcome") else None
+
+
+def released(status: Mapping[str, Any], name: str, now: datetime) -> dict[str, Any]:
+    """A status in which the next attempt has begun."""
+    number = int(status.get("attempt") or 0) + 1
+    row = {"attempt": number, "jobName": objects.job_name(name, number), "created": text(now)}
+    rows = [*(status.get("attempts") or ()), row][-MAX_ATTEMPTS_KEPT:]
+    return {
+        **status,
+        "attempt": number,
+        "attempts": rows,
+        "finished": False,
+        "startTime": status.get("startTime") or text(now),
+    }
+
+
+def retry_at(status: Mapping[str, Any]) -> datetime | None:
+    """When a failed experiment may be tried again: a pause that doubles with each retry of infrastructure."""
+    rows: Sequence[Mapping[str, Any]] = status.get("attempts") or []
+    used = sum((status.get("retriesUsed") or {}).values())
+    ended = parse(rows[-1].get("end")) if rows else None
+    if ended is None or not used or rows[-1].get("outcome") in (None, "Completed"):
+        return None
+    return ended + timedelta(seconds=min(RETRY_MAX_S, RETRY_BASE_S * 2 ** (used - 1)))
+
+
+def reconcile_experiment(facts: ExperimentFacts, now: datetime) -> Decision:
+    """The next step of one experiment."""
+    if facts.experiment["metadata"].get("deletionTimestamp"):
+        return Decision()
+    if facts.status.get("finished"):
+        return _after_the_end(facts, now)
+    row = facts.open_attempt
+    if row is not None:
+        return _attempting(facts, row, now)
+    if isinstance(facts.judged, Refused):
+        return Decision(facts.finished(facts.status, now, facts.judged.reason, facts.judged.message))
+    return _pending(facts, now)
+
+
+def _after_the_end(facts: ExperimentFacts, now: datetime) -> Decision:
+    """Reopen by retryEpoch; else only let the Job of a stored result expire."""
+    if may_reopen(facts.status, int(facts.source.get("retryEpoch") or 0)):
+        return Decision(reopened(facts.experiment, int(facts.source["retryEpoch"]), now))
+    ttl = ((facts.study or {}).get("spec", {}).get("retention") or {}).get(
+        "jobTTLSecondsAfterResult", objects.JOB_TTL_S
+    )
+    expiring = tuple(
+        ExpireJob(j["metadata"]["namespace"], j["metadata"]["name"], ttl)
+        for j in facts.jobs
+        if not job_is_live(j) and "ttlSecondsAfterFinished" not in j["spec"]
+    )
+    return Decision(actions=(*expiring, *_live_jobs(facts, None)))
+
+
+def may_reopen(status: Mapping[str, Any], epoch: int) -> bool:
+    """Whether a finished experiment goes again in this epoch: it failed, was cancelled, or its verdict is invalid."""
+    if epoch <= int(status.get("observedRetryEpoch") or 0):
+        return False
+    succeeded = find(status.get("conditions") or (), "Succeeded") or {}
+    verdict = (status.get("summary") or {}).get("verdict")
+    return succeeded.get("status") != "True" or verdict == "invalid"
+
+
+def _pending(facts: ExperimentFacts, now: datetime) -> Decision:
+    """Between attempts. A study's experiment is released by its study; one that stands alone releases itself."""
+    stray = _live_jobs(facts, None)
+    due = retry_at(facts.status)
+    if facts.source.get("suspend"):
+        why = ("Suspended", "spec.suspend is true")
+    elif due is not None and now < due:
+        text_ = f"attempt {facts.status.get('attempt')} failed; the next one starts at {whole_seconds(due)}"
+        why = ("WaitingForRetry", text_)
+    elif facts.study is None and not stray:
+        begun = released(facts.status, facts.experiment["metadata"]["name"], now)
+        return Decision(facts.going_on(begun, now, "Creating", "the Job is being created"))
+    else:
+        why = ("Pending", "waits for its turn in the study" if facts.study else "waits for an earlier Job to end")
+    return Decision(facts.going_on(facts.status, now, *why), stray, requeue_at=due)
+
+
+def _attempting(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -> Decision:
+    job = next((j for j in facts.jobs if j["metadata"]["name"] == row["jobName"]), None)
+    if job is None:
+        return _without_job(facts, row, now)
+    if objects.owner_uid(job) != facts.experiment["metadata"]["uid"]:
+        taken = f"Job {row['jobName']} belongs to something else; waiting until it is gone"
+        return Decision(facts.going_on(facts.status, now, "NameTaken", taken), requeue_at=now + timedelta(seconds=5))
+    pod = _newest_pod(facts, job)
+    state = progress(job, pod, facts.events)
+    status = seen(facts.status, job, pod)
+    if isinstance(state, Ended):
+        return end_attempt(facts, status, state, now)
+    if _stop_at_once(facts):
+        return end_attempt(facts, status, Ended("Preempted", "Suspended", "stopped by spec.suspend", end=now), now)
+    if isinstance(state, Waiting):
+        return _waiting(facts, status, row, state, now)
+    return _running(facts, status, job, state, now)
+
+
+def _stop_at_once(facts: ExperimentFacts) -> bool:
+    return bool(facts.source.get("suspend")) and facts.source.get("suspendPolicy") == "Immediate"
+
+
+def _without_job(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -> Decision:
+    """The attempt has begun, its Job is not there: never made, or deleted by hand."""
+    if row.get("jobUID"):
+        lost = Ended("Lost", "JobDeleted", f"Job {row['jobName']} was deleted by hand", "infrastructure", end=now)
+        return end_attempt(facts, dict(facts.status), lost, now)
+    if _stop_at_once(facts):
+        return end_attempt(facts, dict(facts.status), Ended("Preempted", "Suspended", "not started", end=now), now)
+    stray = _live_jobs(facts, row["jobName"])
+    blocked = [p["metadata"]["name"] for p in facts.pods if _alive(p)]
+    if stray or blocked:
+        message = f"waits until an earlier attempt is gone: {', '.join(blocked) or 'its Job'}"
+        status = facts.going_on(facts.status, now, "Creating", message)
+        return Decision(status, stray, now + timedelta(seconds=2))
+    if isinstance(facts.judged, Refused):
+        refused = Ended("Failed", facts.judged.reason, facts.judged.message, end=now)
+        return end_attempt(facts, dict(facts.status), refused, now)
+    job = CreateJob(attempt_of(facts, facts.judged, int(row["attempt"])))
+    return Decision(facts.going_on(facts.status, now, "Creating", "the Job is being created"), (job,))
+
+
+def attempt_of(facts: ExperimentFacts, configuration: Configuration, number: int) -> objects.Attempt:
+    """All that an attempt's Job is made of."""
+    invalid = [int(a["attempt"]) for a in facts.status.get("attempts") or () if a.get("reason") == "VerdictInvalid"]
+    return objects.Attempt(
+        experiment=facts.experiment,
+        study=facts.study,
+        number=number,
+        configuration=configuration,
+        timeout_s=facts.timeout_s,
+        record=facts.record,
+        results=facts.results,
+        not_before=facts.not_before,
+        gap_s=facts.gap_s,
+        baselines=facts.baselines,
+        adopt_from=max(invalid, default=0) + 1,
+    )
+
+
+def _live_jobs(facts: ExperimentFacts, wanted: str | None) -> tuple[DeleteJob, ...]:
+    """Live Jobs of this experiment other than the wanted one: what a crash or a lost node left."""
+    uid = facts.experiment["metadata"]["uid"]
+    return tuple(
+        DeleteJob(j["metadata"]["namespace"], j["metadata"]["name"], j["metadata"]["uid"])
+        for j in facts.jobs
+        if j["metadata"]["name"] != wanted
+        and objects.owner_uid(j) == uid
+        and job_is_live(j)
+        and not j["metadata"].get("deletionTimestamp")
+    )
+
+
+def _alive(pod: Mapping[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+
+
+def _newest_pod(facts: ExperimentFacts, job: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    own = [p for p in facts.pods if objects.owner_uid(p) == job["metadata"]["uid"]]
+    return max(own, key=lambda p: str(p["metadata"].get("creationTimestamp", "")), default=None)
+
+
+def _waiting(
+    facts: ExperimentFacts, status: dict[str, Any], row: Mapping[str, Any], state: Waiting, now: datetime
+) -> Decision:
+    created = parse(row["created"]) or now
+    deadline = created + timedelta(seconds=objects.deadlines_of(facts.experiment, facts.study)["pendingSeconds"])
+    if state.reason != "WaitingForQueue" and now >= deadline:
+        message = f"no start within {(deadline - created).total_seconds():g} s: {state.message}"
+        return end_attempt(facts, status, Ended("Failed", state.reason, message, end=now), now)
+    check = created + timedelta(seconds=NO_POD_S) if state.reason == "WaitingForPod" else deadline
+    requeue = check if check > now else now + timedelta(seconds=NO_POD_S)
+    said = facts.going_on(status, now, state.reason, state.message)
+    return Decision(said, requeue_at=min(requeue, deadline))
+
+
+def _running(
+    facts: ExperimentFacts, status: dict[str, Any], job: Mapping[str, Any], state: Running, now: datetime
+) -> Decision:
+    start = state.start or now
+    deadline_s = int(job["spec"]["template"]["spec"]["activeDeadlineSeconds"])
+    give_up = lost_at(start, deadline_s, objects.GRACE_S)
+    if now >= give_up:
+        message = (
+            f"the pod on {status.get('node')} should have ended by its deadline of {deadline_s} s; its node is lost"
+        )
+        return end_attempt(facts, status, Ended("Lost", "NodeLost", message, "infrastructure", end=now), now)
+    pause = facts.not_before.get(str(status.get("node")))
+    if state.unreachable:
+        why = ("NodeUnreachable", f"node {status.get('node')} does not answer; waiting until {whole_seconds(give_up)}")
+    elif pause is not None and now < pause:
+        why = ("WaitingForGap", f"the pause on {status.get('node')} lasts until {whole_seconds(pause)}")
+    else:
+        why = ("Measuring", f"on {status.get('node')} since {whole_seconds(start)}")
+    said = facts.going_on(status, now, *why, scheduled=True)
+    return Decision(said, requeue_at=min(give_up, pause) if pause and pause > now else give_up)
+
+
+def end_attempt(facts: ExperimentFacts, status: dict[str, Any], end: Ended, now: datetime) -> Decision:
+    """Close the open row; then finish, or go back to pending if a budget allows another attempt."""
+    stray = _live_jobs(facts, None)
+    if end.outcome == "Preempted":
+        return Decision(facts.going_on(closed(status, end, end.reason, now), now, "Suspended", end.message), stray)
+    invalid = end.record is not None and end.outcome == "Completed" and end.record.verdict == "invalid"
+    budget = "invalid" if invalid else end.budget
+    status = closed(status, end, "VerdictInvalid" if invalid else end.reason, now)
+    used = {k: int(v) for k, v in (status.get("retriesUsed") or {}).items()}
+    allowed = {**DEFAULT_RETRY, **(facts.source.get("retry") or {})}
+    if budget in allowed and used.get(budget, 0) < int(allowed[budget]):
+        status["retriesUsed"] = {**used, budget: used.get(budget, 0) + 1}
+        said = facts.going_on(status, now, "WaitingForRetry", f"{end.reason}: {end.message}")
+        return Decision(said, stray, requeue_at=retry_at(status))
+    if end.outcome == "Completed":
+        status, judged = with_result(status, end, facts.results)
+        return Decision(facts.finished(status, now, "ResultStored", status["result"]["uri"], more=(judged,)), stray)
+    return Decision(facts.finished(status, now, end.reason, end.message), stray)

@@ -1,0 +1,34 @@
+"""Remembers what acceptance said of each study, since judging a large one takes a second."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from llem_operator.acceptance import Accepted, Configuration, Refused, accept_experiment, accept_study
+from llem_operator.objects import template_of
+from llem_operator.settings import Settings
+
+
+class Judgements:
+    """Acceptance, once per generation of a study."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._studies: dict[str, tuple[int, Accepted | Refused]] = {}
+
+    async def study(self, study: Mapping[str, Any]) -> Accepted | Refused:
+        """What acceptance says of a study; judged in a thread, so that probes and other studies go on."""
+        uid, generation = study["metadata"]["uid"], int(study["metadata"].get("generation") or 0)
+        known = self._studies.get(uid)
+        if known is None or known[0] != generation:
+            known = (generation, await asyncio.to_thread(accept_study, study, self._settings))
+            self._studies[uid] = known
+        return known[1]
+
+    def experiment(self, experiment: Mapping[str, Any], study: Mapping[str, Any] | None) -> Configuration | Refused:
+        """What acceptance says of an experiment; a millisecond, so it is not remembered."""
+        return accept_experiment(experiment, template_of(experiment, study), self._settings)
+
+    def forget(self, uid: str) -> None:
+        """Drop a study that is gone."""
+        self._studies.pop(uid, None)
