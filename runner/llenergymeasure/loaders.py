@@ -29,13 +29,22 @@ class Document:
 
 def read_document(path: Path) -> Document:
     """Read a plain experiment or study file, or an EnergyStudy/EnergyExperiment manifest; raises ConfigError."""
-    data = read_mapping(path)
-    if str(data.get("apiVersion", "")).startswith(f"{GROUP}/"):
-        return _manifest(data, str(path))
-    body = boolean_n(data, source=str(path))
+    return document_of(read_mapping(path), path, source=str(path))
+
+
+def document_of(data: Mapping[str, Any], path: Path, *, source: str) -> Document:
+    """Make a document of what was read; `path` is where a `base` is looked for, `source` what messages name."""
+    if is_manifest(data):
+        return _manifest(data, source)
+    body = boolean_n(data, source=source)
     if body.get("base") is not None:
         body = _with_base(body, path)
-    return Document(body, is_study(body), str(path))
+    return Document(body, is_study(body), source)
+
+
+def is_manifest(data: Mapping[str, Any]) -> bool:
+    """Whether what was read is one of the cluster's resources that llem owns."""
+    return str(data.get("apiVersion", "")).startswith(f"{GROUP}/")
 
 
 def _with_base(body: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -130,13 +131,37 @@ def parse_yaml(text: str, *, source: str) -> Any:
         ConfigError: Syntax error, tab, duplicate key, several documents, too large, too deep.
 
     """
-    if len(text) > MAX_BYTES:
-        raise ConfigError(f"{source}: {len(text):,} characters are more than {MAX_BYTES:,}; split the file")
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError):  # flow YAML may look like JSON; then the YAML reader decides
-            return _parse_json(text)
+            return _parse_json(_small(text, source))
+    return _guarded(text, source, lambda: yaml.load(text, Loader=_Loader))  # noqa: S506  (a SafeLoader with stricter rules)
+
+
+def parse_documents(text: str, *, source: str) -> list[Any]:
+    """Parse a stream of YAML documents with the rules of `parse_yaml`; empty documents are left out.
+
+    Raises:
+        ConfigError: As `parse_yaml`.
+
+    """
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):
+            return [_parse_json(_small(text, source))]
+    found: list[Any] = _guarded(text, source, lambda: list(yaml.load_all(text, Loader=_Loader)))
+    return [document for document in found if document is not None]
+
+
+def _small(text: str, source: str) -> str:
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{source}: {len(text):,} characters are more than {MAX_BYTES:,}; split the file")
+    return text
+
+
+def _guarded(text: str, source: str, load: Callable[[], Any]) -> Any:
+    """What `load` makes of a text of sensible size; YAML's errors as sentences."""
+    _small(text, source)
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader with stricter rules)
+        data = load()
         if _expanded_size(data, {}) > MAX_NODES:
             raise ConfigError(f"{source}: its aliases expand to more than {MAX_NODES:,} values; write them out")
     except RecursionError:
@@ -182,12 +207,12 @@ def _place(err: yaml.YAMLError, text: str) -> str:
     return f":{mark.line + 1}: {problem}"
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML or JSON file whose root is a mapping; raises ConfigError."""
+def read_text(path: Path) -> str:
+    """Read a configuration file as text; raises ConfigError."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: {path.stat().st_size:,} bytes are more than {MAX_BYTES:,}; split the file")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -196,8 +221,16 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not UTF-8 text (byte {err.start})") from None
     except OSError as err:
         raise ConfigError(f"{path}: cannot be read: {err.strerror}") from err
-    data = parse_yaml(text, source=str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML or JSON file whose root is a mapping; raises ConfigError."""
+    return root_mapping(parse_yaml(read_text(path), source=str(path)), source=str(path))
+
+
+def root_mapping(data: Any, *, source: str) -> dict[str, Any]:
+    """Give a parsed document that is a mapping; raises ConfigError for anything else."""
     if not isinstance(data, dict):
         found = "nothing" if data is None else type(data).__name__
-        raise ConfigError(f"{path}: the file must hold a mapping of keys and values, not {found}")
+        raise ConfigError(f"{source}: the file must hold a mapping of keys and values, not {found}")
     return data

@@ -104,6 +104,14 @@ class TerminatedError(ExperimentError):
     run_exit_code = 19
 
 
+class ClusterError(LLEMError):
+    """The cluster, or kubectl on the way to it, refused what was asked."""
+
+
+class ClusterUnreachableError(ClusterError):
+    """The API server does not answer now: who watches goes on, everybody else ends."""
+
+
 class StudyError(LLEMError):
     """A study cannot start or go on: manifest, order or lock."""
 
