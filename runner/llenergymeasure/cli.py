@@ -1,4 +1,4 @@
-"""The command line: arguments in, exit code out; the only module that prints."""
+"""The command line: arguments in, exit code out; and, beside the verbs for a cluster, the only place that prints."""
 
 import contextlib
 import json
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llenergymeasure import cluster_changes, cluster_cli
 from llenergymeasure.core.errors import ConfigError, TerminatedError, run_exit_code
 
 if TYPE_CHECKING:
@@ -90,13 +91,22 @@ def run(
     export_csv: Annotated[Path | None, typer.Option("--export-csv", help="Also write a CSV, one row per run.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 unless every verdict is valid.")] = False,
     assignments: SetOption = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", help="With --runner kubernetes: namespace; else the context's.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the summary is still printed.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure one experiment or a study on this machine."""
+    """Measure one experiment or a study on this machine, or, with --runner kubernetes, on a cluster."""
     flags = {"model": model, "revision": revision, "dataset": dataset, "n": n, "precision": precision}
     document = _document(config, flags, backend, batch_size, cycles, order, assignments or [])
+    if runner == "kubernetes":
+        asked = cluster_changes.Asked(
+            namespace, dry_run, output, export_csv, strict, gaps=not no_gaps, as_json=as_json, quiet=quiet
+        )
+        cluster_changes.run_on_cluster(config, document, asked)
+        return
     from llenergymeasure.core.config import StudyConfig
     from llenergymeasure.core.sweep import study_of_one
     from llenergymeasure.preflight import check_datasets, check_writable
@@ -186,24 +196,20 @@ def _target(document: "Document", runner: str | None) -> "ExperimentConfig | Stu
         except ValueError as err:
             raise ConfigError(f"--runner: {err}") from None
         if runner not in ("local", "auto"):
-            text = f"--runner {runner}: this version runs locally only; use --runner local"
+            text = f"--runner {runner}: this version starts no containers; use --runner local or kubernetes"
             raise PreFlightError([BackendMissingError(text)])
     return study_from(document) if document.study else experiment_from(document)
 
 
 def _say_notices(document: "Document", target: "ExperimentConfig | StudyConfig") -> None:
     from llenergymeasure.core.config import StudyConfig
+    from llenergymeasure.plan_view import notices
     from llenergymeasure.study import idle_settings
 
     study = target if isinstance(target, StudyConfig) else None
     idle = idle_settings(study) if study else []
-    for text in dict.fromkeys([*document.notices, *(study.notices if study else ()), *idle]):
-        print(f"note: {text}", file=sys.stderr)
-    if study and study.skipped:
-        print(f"note: {len(study.skipped)} combinations are skipped:", file=sys.stderr)
-        for reason in dict.fromkeys(s.reason for s in study.skipped):
-            count = sum(s.reason == reason for s in study.skipped)
-            print(f"  {count} x {reason}", file=sys.stderr)
+    for line in notices([*document.notices, *(study.notices if study else ()), *idle], study):
+        print(line, file=sys.stderr)
 
 
 def _run_single(
@@ -282,11 +288,15 @@ def plan(
     cycles: CyclesOption = None,
     order: OrderOption = None,
     assignments: SetOption = None,
+    jobs: Annotated[bool, typer.Option("--jobs", help="Show the Jobs that the operator would make of it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a file expands to and the order of its runs; runs nothing."""
     from llenergymeasure.user_config import load_user_config
 
+    if jobs:
+        cluster_changes.show_jobs(config, as_json=as_json)
+        return
     document = _document(config, {"model": None}, None, None, cycles, order, assignments or [])
     target = _target(document, None)
     _say_notices(document, target)
@@ -349,6 +359,10 @@ def experiment(
     code = run_as_child(config, result_fd, result)
     if code:
         raise typer.Exit(code)
+
+
+cluster_changes.register(app)
+cluster_cli.register(app)
 
 
 def main() -> None:

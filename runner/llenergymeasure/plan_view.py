@@ -1,5 +1,6 @@
 """Shows what a file expands to before anything runs: as text for people, as a mapping for programs."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from llenergymeasure import preflight
@@ -67,3 +68,13 @@ def plan_json(study: StudyConfig) -> dict[str, Any]:
         "runs": [{"index": r.index, "cycle": r.cycle, "config_hash": r.config_hash} for r in plan.runs],
         "skipped": [s.model_dump() for s in study.skipped],
     }
+
+
+def notices(texts: Iterable[str], study: StudyConfig | None) -> list[str]:
+    """What a user should know before anything runs, each once, and how many combinations are skipped for what."""
+    lines = [f"note: {text}" for text in dict.fromkeys(texts)]
+    if study is not None and study.skipped:
+        lines.append(f"note: {len(study.skipped)} combinations are skipped:")
+        found = [s.reason for s in study.skipped]
+        lines += [f"  {found.count(reason)} x {reason}" for reason in dict.fromkeys(found)]
+    return lines
