@@ -84,7 +84,7 @@ class Api:
                 method, url, headers=headers, body=data, _request_timeout=REQUEST_TIMEOUT_S
             )
             raw, status, retry_after = await response.read(), response.status, response.getheader("Retry-After")
-        except Exception as err:  # noqa: BLE001  (aiohttp, TLS, timeouts: each means that there was no answer)
+        except Exception as err:  # aiohttp, TLS, timeouts: each means that there was no answer
             raise ApiError(0, type(err).__name__, str(err) or "no answer") from err
         finally:
             self._on_request(method, status)

@@ -222,16 +222,22 @@ def attempt_of(facts: ExperimentFacts, configuration: Configuration, number: int
 
 
 def _live_jobs(facts: ExperimentFacts, wanted: str | None) -> tuple[DeleteJob, ...]:
-    """Live Jobs of this experiment other than the wanted one: what a crash or a lost node left."""
+    """Jobs of this experiment other than the wanted one that may still measure: what a crash or a lost node left."""
     uid = facts.experiment["metadata"]["uid"]
     return tuple(
         DeleteJob(j["metadata"]["namespace"], j["metadata"]["name"], j["metadata"]["uid"])
         for j in facts.jobs
         if j["metadata"]["name"] != wanted
         and objects.owner_uid(j) == uid
-        and job_is_live(j)
+        and _may_measure(facts, j)
         and not j["metadata"].get("deletionTimestamp")
     )
+
+
+def _may_measure(facts: ExperimentFacts, job: Mapping[str, Any]) -> bool:
+    """False for a Job that is over, also in the moment between its pod's end and its own."""
+    pod = _newest_pod(facts, job)
+    return job_is_live(job) and (pod is None or _alive(pod))
 
 
 def _alive(pod: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable
+from typing import Any
 
 import kopf
 
@@ -32,6 +33,11 @@ WATCHED = {
 def triggers(service: Service) -> kopf.OperatorRegistry:
     """Handlers that pass every watch event on and do nothing else."""
     registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**about: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**about) or kopf.login_with_kubeconfig(**about)
+
     for kind, (group, version, plural) in WATCHED.items():
 
         def heard(event: kopf.RawEvent, kind: str = kind, **_: object) -> None:

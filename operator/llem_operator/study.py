@@ -85,6 +85,7 @@ def reconcile_study(facts: StudyFacts, now: datetime) -> Decision:
         waits_for=why,
         tripped=plan.tripped,
         unsettled=bool(repairs) or len(breaker) > 0 or bool(starts),
+        starting=bool(starts),
         taken=facts.taken,
     )
     soon = now + timedelta(seconds=1) if creations or repairs or breaker else None

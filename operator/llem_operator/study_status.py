@@ -33,6 +33,7 @@ class Situation:
     waits_for: str
     tripped: bool
     unsettled: bool
+    starting: bool
     taken: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -48,7 +49,8 @@ def compose(s: Situation, now: datetime) -> dict[str, Any]:
     epoch = int(s.study["spec"].get("retryEpoch") or 0)
     waiting = any(c.goes_again and c.epoch < epoch for c in s.children.values())
     over = over and not waiting
-    started = s.old.get("startTime") or (text(now) if counts["total"] > counts["pending"] else None)
+    begun = s.starting or counts["total"] > counts["pending"]
+    started = s.old.get("startTime") or (text(now) if begun else None)
     found: dict[str, Any] = {
         "observedGeneration": int(s.study["metadata"].get("generation") or 0),
         "observedRetryEpoch": int(s.old.get("observedRetryEpoch") or 0) if waiting else epoch,
@@ -185,11 +187,11 @@ def _said(s: Situation, counts: Mapping[str, int], *, over: bool) -> list[Said]:
             "Suspended" if suspended else "NotSuspended",
             f"spec.suspend is {str(suspended).lower()}",
         ),
-        ("Succeeded", (yes if good else "False") if over else "Unknown", reason, message),
+        ("Succeeded", (yes if good else "False") if over else "Unknown", reason, message if over else ""),
         ("Finished", yes if over else "False", reason, message),
-        ("Ready", "False" if stuck or s.missing else yes, reason, message),
-        ("Reconciling", yes if s.missing and not s.taken else "False", reason, message),
-        ("Stalled", yes if stuck else "False", reason, message),
+        ("Ready", "False" if stuck or s.missing else yes, reason, message if stuck else ""),
+        ("Reconciling", yes if s.missing and not s.taken else "False", reason, message if s.missing else ""),
+        ("Stalled", yes if stuck else "False", reason, message if stuck else ""),
     ]
 
 
