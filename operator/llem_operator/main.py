@@ -1,4 +1,4 @@
-"""Starts the operator: lease, watches (kopf), workers, probes; ends when any of them ends."""
+"""Starts the operator: lease, watches, workers, probes; ends when any of them ends."""
 
 import asyncio
 import logging
@@ -6,62 +6,18 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable
-from typing import Any
-
-import kopf
 
 from llem_operator.api import Api, RateLimit
-from llem_operator.cluster import MEASURING, UNFINISHED, Cluster
+from llem_operator.cluster import Cluster
 from llem_operator.lease import Leadership, LeaseLostError
 from llem_operator.metrics import Metrics
 from llem_operator.probes import Probes
 from llem_operator.service import Service
 from llem_operator.settings import Settings
+from llem_operator.watches import Watches
 from llenergymeasure.core.errors import ConfigError
-from llenergymeasure.core.resources import EXPERIMENT_PLURAL, GROUP, STUDY_PLURAL, VERSION
 
 log = logging.getLogger("llem_operator")
-
-WATCHED = {
-    "study": (GROUP, VERSION, STUDY_PLURAL),
-    "experiment": (GROUP, VERSION, EXPERIMENT_PLURAL),
-    "job": ("batch", "v1", "jobs"),
-    "pod": ("", "v1", "pods"),
-}
-
-
-def triggers(service: Service) -> kopf.OperatorRegistry:
-    """Handlers that pass every watch event on and do nothing else."""
-    registry = kopf.OperatorRegistry()
-
-    @kopf.on.login(registry=registry)
-    def login(**about: Any) -> kopf.ConnectionInfo | None:
-        return kopf.login_with_service_account(**about) or kopf.login_with_kubeconfig(**about)
-
-    for kind, (group, version, plural) in WATCHED.items():
-
-        def heard(event: kopf.RawEvent, kind: str = kind, **_: object) -> None:
-            service.heard(kind, event["type"], event["object"])
-
-        kopf.on.event(group, version, plural, registry=registry, id=kind)(heard)
-    return registry
-
-
-def watching(settings: Settings) -> kopf.OperatorSettings:
-    """kopf as a source of triggers: no peering, no posting, no scanning for resources, its own time limits."""
-    found = kopf.OperatorSettings()
-    found.posting.enabled = False
-    found.peering.standalone = True
-    found.scanning.disabled = True
-    found.watching.server_timeout, found.watching.client_timeout = 120, 150
-    found.watching.connect_timeout, found.networking.request_timeout = 5, 30
-    found.watching.label_selectors["batch", "v1", "jobs"] = MEASURING
-    found.watching.label_selectors["", "v1", "pods"] = MEASURING
-    found.watching.field_selectors[GROUP, VERSION, EXPERIMENT_PLURAL] = UNFINISHED
-    found.process.ultimate_exiting_timeout = 5
-    found.networking.error_backoffs = (1, 2, 5, 10, 20)
-    del settings
-    return found
 
 
 async def operate(settings: Settings) -> None:
@@ -96,16 +52,12 @@ async def _lead(
     service = Service(cluster, settings, metrics)
     probes.service = service
     await service.compare_once(full=True)
-    stop_watching = asyncio.Event()
-    watches = kopf.operator(
-        registry=triggers(service),
-        settings=watching(settings),
-        namespaces=settings.namespaces,
-        clusterwide=not settings.namespaces,
-        stop_flag=stop_watching,
-    )
+    watches = Watches(service.heard, settings.namespaces)
     workers = [service.work(n) for n in range(settings.workers)]
-    await _first(stopped.wait(), leadership.keep(), service.compare(), watches, *workers)
+    try:
+        await _first(stopped.wait(), leadership.keep(), service.compare(), watches.run(), *workers)
+    finally:
+        watches.stop()
 
 
 async def _first(*parts: Awaitable[object]) -> int:
@@ -129,6 +81,7 @@ def main() -> int:
         return 2
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns of signals that are ours
     try:
         asyncio.run(operate(settings))
     except LeaseLostError as err:
