@@ -1,0 +1,78 @@
+"""Real clusters for tests: an API server of one's own, and the node of this machine, started if they are not there."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.commands import REAL_ENVIRONMENT, Kubectl, ObjectStore, run_cluster, status
+
+# LLEM_TEST_EXISTING=1 KUBECONFIG=…: run against that cluster, which must have the images, instead of starting one.
+EXISTING = REAL_ENVIRONMENT.get("KUBECONFIG") if REAL_ENVIRONMENT.get("LLEM_TEST_EXISTING") == "1" else None
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Path]:
+    """The administrator's kubeconfig of an API server of this test session's own, without nodes."""
+    name = ("--control-plane", "--name", f"test-{uuid.uuid4().hex[:8]}")
+    try:
+        run_cluster("up", *name)
+        yield Path(status(*name)["kubeconfig"])
+    finally:
+        run_cluster("down", *name)
+
+
+@pytest.fixture(scope="session")
+def control_plane_kubectl(control_plane: Path) -> Kubectl:
+    """kubectl for the cluster without nodes."""
+    return Kubectl(run_cluster("which", "kubectl").strip(), control_plane)
+
+
+@pytest.fixture(scope="session")
+def node_was_up() -> bool:
+    """True if somebody else started the node; then no test may stop it."""
+    return EXISTING is not None or bool(status()["healthy"])
+
+
+@pytest.fixture(scope="session")
+def node(node_was_up: bool) -> Iterator[Path]:
+    """The administrator's kubeconfig of the cluster with a node, the images on it."""
+    if EXISTING is not None:
+        yield Path(EXISTING)
+        return
+    try:
+        run_cluster("up")
+        run_cluster("load")
+        yield Path(status()["kubeconfig"])
+    finally:
+        if not node_was_up:
+            run_cluster("down")
+
+
+@pytest.fixture(scope="session")
+def images(node: Path) -> dict[str, str]:
+    """References of the loaded images: `operator`, `pytorch`, `shell`; for imagePullPolicy Never."""
+    return dict(status()["images"])
+
+
+@pytest.fixture(scope="session")
+def kubectl(node: Path) -> Kubectl:
+    """kubectl for the cluster with a node."""
+    return Kubectl(run_cluster("which", "kubectl").strip(), node)
+
+
+@pytest.fixture
+def namespace(kubectl: Kubectl) -> Iterator[str]:
+    """A fresh namespace that takes only pods of the restricted level."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture(scope="session")
+def object_store(node: Path) -> ObjectStore:
+    """The S3 server beside the node."""
+    return ObjectStore(**status()["object_store"])
