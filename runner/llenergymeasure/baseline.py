@@ -6,13 +6,14 @@ it is the same for every engine and may be cached per GPU, driver and kind.
 
 import ctypes
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Device, EnergyBackend
 from llenergymeasure.core.errors import MeasurementError
+
+log = logging.getLogger(__name__)
 
 VARIABLE = "LLEM_BASELINES"
 HELPER_TIMEOUT_S = 30.0
@@ -35,6 +38,7 @@ class Baseline:
     kind: str
     method: Literal["fresh", "cached"]
     measured_at: datetime
+    per_device_w: Mapping[str, float] = field(default_factory=dict)  # by GPU UUID
 
     @property
     def age_s(self) -> float:
@@ -50,7 +54,11 @@ def cached(config: ExperimentConfig, devices: Sequence[Device], driver: str | No
     if not rows or len(present) < len(rows):
         return None
     found = Baseline(
-        sum(r.power_w for r in present), config.baseline.kind, "cached", min(r.measured_at for r in present)
+        sum(r.power_w for r in present),
+        config.baseline.kind,
+        "cached",
+        min(r.measured_at for r in present),
+        {d.uuid: r.power_w for d, r in zip(devices, present, strict=True)},
     )
     return found if 0 <= found.age_s <= config.baseline.cache_ttl_seconds else None
 
@@ -70,15 +78,19 @@ def remember(
     driver: str | None,
     folder: Path | None,
 ) -> Baseline:
-    """Turn measured joules per GPU into a baseline; with a `folder`, keep it there for the next process."""
+    """Turn measured joules per GPU into a baseline; with a `folder`, keep it there for the next process if it can."""
     now = datetime.now(UTC)
     rows = {
         _key(uuid, driver, config.baseline.kind): _Row(power_w=j / duration_s, measured_at=now)
         for uuid, j in joules.items()
     }
     if folder is not None:
-        _write_file(folder, rows)
-    return Baseline(sum(joules.values()) / duration_s, config.baseline.kind, "fresh", now)
+        try:
+            _write_file(folder, rows)
+        except OSError as err:  # the measurement is made; the next process will measure the idle power itself
+            log.warning("%s: the baseline cannot be kept: %s", folder, err.strerror)
+    per_device_w = {uuid: j / duration_s for uuid, j in joules.items()}
+    return Baseline(sum(joules.values()) / duration_s, config.baseline.kind, "fresh", now, per_device_w)
 
 
 def _key(uuid: str, driver: str | None, kind: str) -> str:

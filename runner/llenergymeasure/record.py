@@ -223,6 +223,7 @@ def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
         raw_j=raw,
         adjusted_j=adjusted,
         baseline_power_w=baseline.power_w if baseline else None,
+        baseline_per_device_w=dict(baseline.per_device_w) if baseline else None,
         baseline_kind=baseline.kind if baseline else None,
         baseline_method=baseline.method if baseline else "unavailable",
         from_cache=bool(baseline and baseline.method == "cached"),

@@ -57,6 +57,7 @@ class EnergyBreakdown(_Record):
     raw_j: float | None = None
     adjusted_j: float | None = None
     baseline_power_w: float | None = None
+    baseline_per_device_w: dict[str, float] | None = None
     baseline_kind: str | None = None
     baseline_method: Literal["fresh", "cached", "validated", "unavailable"] = "unavailable"
     from_cache: bool = False
