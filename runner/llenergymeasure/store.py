@@ -1,12 +1,13 @@
 """Writes results, series and manifests so that a reader sees all of a file or none, and reads them back."""
 
 import contextlib
+import errno
 import io
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from llenergymeasure.core.result import ExperimentResult
 
 RESULT, CONFIG, ENVIRONMENT, SERIES = "result.json", "config.json", "environment.json", "timeseries.parquet"
 STUDY, MANIFEST, STUDY_RESULT = "study.json", "study_manifest.json", "study_result.json"
+FAILURE = "failure.json"
 MAX_SLUG = 60
 
 
@@ -65,24 +67,54 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     """
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with _complete(path, content) as temporary:
+            temporary.replace(path)
     except OSError as err:
         raise ResultStoreError(f"{path}: cannot be written: {err.strerror}") from err
+
+
+def create_atomically(path: Path, content: bytes) -> None:
+    """Like `write_atomically`, but never over a file that is there.
+
+    Raises:
+        FileExistsError: It is there. OSError: It cannot be written.
+
+    """
+    with _complete(path, content) as temporary:
+        try:
+            path.hardlink_to(temporary)  # fails where the name is taken, which a rename does not
+        except FileExistsError:
+            raise
+        except OSError as err:
+            if err.errno not in NO_HARD_LINKS:
+                raise
+            os.close(
+                os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            )  # takes the name; a crash here leaves it empty
+            temporary.replace(path)
+
+
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # FAT, some FUSE and SMB mounts
+
+
+@contextlib.contextmanager
+def _complete(path: Path, content: bytes) -> Iterator[Path]:
+    """A temporary file beside `path` with all of `content` on the disk; what was done to it is on the disk, too."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def dump_json(data: Any) -> bytes:
