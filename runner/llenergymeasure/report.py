@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llenergymeasure.core.errors import LLEMError, PreFlightError
+from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.result import (
     ExperimentResult,
     ExperimentStatistics,
@@ -19,6 +20,7 @@ from llenergymeasure.core.sweep import reasons
 from llenergymeasure.store import write_atomically
 
 DASH = "-"
+MAX_MISSING = 20
 ENERGY, SPEED, LATENCY = "energy_per_output_token_j", "tokens_per_second", "latency.p50_ms"
 
 
@@ -157,6 +159,16 @@ def study_summary(study: StudyResult, results: Sequence[ExperimentResult]) -> st
         f"failed run {f.index} (cycle {f.cycle}, {f.summary}): {f.error_type}: {f.error_message}" for f in study.failed
     ]
     return "\n\n".join([*parts, counts])
+
+
+def missing_runs(manifest: StudyManifest) -> list[str]:
+    """A line per run that has neither a result nor a failure; the first ones of many."""
+    missing = [r for r in manifest.rows if r.status not in ("completed", "failed")]
+    lines = [
+        f"missing run {r.index} (cycle {r.cycle}, {r.summary}): no result and no failure" for r in missing[:MAX_MISSING]
+    ]
+    more = len(missing) - MAX_MISSING
+    return [*lines, f"and {counted(more, 'missing run')} more"] if more > 0 else lines
 
 
 def csv_text(results: Sequence[ExperimentResult]) -> str:
