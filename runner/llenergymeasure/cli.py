@@ -318,6 +318,36 @@ def _print_plan(
     print(json.dumps(plan_json(study), indent=2) if as_json else plan_text(study, user, with_runs=with_runs))
 
 
+@app.command("report")
+def report_of(
+    places: Annotated[
+        list[str], typer.Argument(help="Study folders of llem run, or URIs of a cluster's results (s3://…, file://…).")
+    ],
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", help="Address of the store; else AWS_ENDPOINT_URL.")
+    ] = None,
+    region: Annotated[str | None, typer.Option("--region", help="Region of the bucket; else AWS_REGION.")] = None,
+    export_csv: Annotated[Path | None, typer.Option("--export-csv", help="Also write a CSV, one row per run.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the table of studies from their files alone: what was measured, what failed, what is missing."""
+    from llenergymeasure import report
+    from llenergymeasure.object_store import Access, open_place
+    from llenergymeasure.stored_study import rebuild
+
+    found = [rebuild(open_place(place, Access(endpoint, region))) for place in places]
+    results = [r for rebuilt in found for r in rebuilt.results]
+    if as_json:
+        told = [json.loads(rebuilt.study.to_json()) for rebuilt in found]
+        print(json.dumps(told[0] if len(told) == 1 else told, indent=2, ensure_ascii=False))
+    else:
+        for rebuilt in found:
+            print(report.study_summary(rebuilt.study, rebuilt.results))
+            print("\n".join([*report.missing_runs(rebuilt.manifest), f"results: {rebuilt.study.directory}"]))
+    if export_csv is not None:
+        report.export_csv(export_csv, results)
+
+
 @app.command()
 def config() -> None:
     """Say what this machine has, what is missing and how to get it; never fails."""
@@ -351,12 +381,16 @@ def experiment(
     ] = None,
     result_fd: Annotated[int | None, typer.Option("--result-fd", help="File descriptor that gets the result.")] = None,
     result: Annotated[str | None, typer.Option("--result", help="Folder or file:// URI that gets the files.")] = None,
+    run_uri: Annotated[
+        str | None,
+        typer.Option("--run-uri", help="Prefix of the run in a store (s3://…, file://…); else LLEM_RUN_URI."),
+    ] = None,
 ) -> None:
     """Measure one experiment in this process: what every runner starts. JSON events go to stderr."""
-    from llenergymeasure.experiment import run_as_child
+    from llenergymeasure.experiment import Destination, run_as_child
 
     os.environ.setdefault(NO_HUB_BARS, "1")
-    code = run_as_child(config, result_fd, result)
+    code = run_as_child(config, Destination(result_fd, result, run_uri))
     if code:
         raise typer.Exit(code)
 
