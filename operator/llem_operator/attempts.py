@@ -156,6 +156,11 @@ def container_start(pod: Mapping[str, Any]) -> datetime | None:
     return parse(ended.get("startedAt")) if ended else _started(pod)
 
 
+def container_ended(pod: Mapping[str, Any]) -> bool:
+    """Whether the runner's container is over."""
+    return _terminated(pod) is not None
+
+
 def image_id(pod: Mapping[str, Any]) -> str | None:
     """Digest of the image that ran."""
     return next((s.get("imageID") for s in _statuses(pod)), None)

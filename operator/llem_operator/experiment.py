@@ -11,7 +11,7 @@ from typing import Any
 
 from llem_operator import objects
 from llem_operator.acceptance import Configuration, Refused
-from llem_operator.attempts import NO_POD_S, Ended, Running, Waiting, job_is_live, lost_at, progress
+from llem_operator.attempts import NO_POD_S, Ended, Running, Waiting, container_ended, job_is_live, lost_at, progress
 from llem_operator.conditions import find
 from llem_operator.decision import CreateJob, Decision, DeleteJob, ExpireJob
 from llem_operator.experiment_status import Said, closed, finished, going_on, reopened, seen, with_result
@@ -241,7 +241,8 @@ def _may_measure(facts: ExperimentFacts, job: Mapping[str, Any]) -> bool:
 
 
 def _alive(pod: Mapping[str, Any]) -> bool:
-    return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+    """Whether a pod may still measure: its container has not ended, whatever its phase says yet."""
+    return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") and not container_ended(pod)
 
 
 def _newest_pod(facts: ExperimentFacts, job: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -25,6 +25,7 @@ TERMINATION_LOG = "/dev/termination-log"
 USER = 10001
 GRACE_S = 60
 PENDING_S, UPLOAD_S = 3600, 900
+START_S = 60  # the container's start, and the questions to the store before a first attempt
 SHM_BYTES = 8 * 1024**3
 JOB_TTL_S = 3600
 CONFIG_EXITS = (10, 11, 12, 13, 14)
@@ -128,7 +129,7 @@ def pod_deadline_s(attempt: Attempt) -> int:
     """Longest life of an attempt's pod on its node, s: pause, run, upload."""
     limits = deadlines_of(attempt.experiment, attempt.study)
     run = limits["runSeconds"] or attempt.timeout_s
-    return int(attempt.gap_s + run + limits["uploadSeconds"])
+    return int(attempt.gap_s + run + limits["uploadSeconds"] + START_S)
 
 
 def study_folder(owner: Mapping[str, Any]) -> str:
