@@ -26,8 +26,8 @@ S3_SCHEMES = ("s3", "s3a")
 BUCKET_SCHEMES = (*S3_SCHEMES, "gs", "az", "azure", "adl", "abfs", "abfss")
 SCHEMES = "a folder, file://, s3://, gs:// or az://"
 CREDENTIALS_LAST = timedelta(minutes=1)  # then the files are read again: a Secret may be renewed while a run measures
-REQUEST_S, CONNECT_S = 120, 5
-PASSING_STATUS = (408, 425, 429)
+REQUEST_S, CONNECT_S = 60, 5  # a request that takes longer is given up and made again
+PASSING_STATUS = (408, 409, 425, 429)
 PASSING_ERRNO = (
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENOTCONN,
 )  # fmt: skip
@@ -177,7 +177,8 @@ def open_place(uri: str, access: Access, environ: Mapping[str, str] | None = Non
         return Place(uri.rstrip("/") or "/", _Folder(folder_of_uri(uri)))
     if parts.scheme not in BUCKET_SCHEMES:
         raise ConfigError(f"{uri}: scheme {parts.scheme} is unknown; use {SCHEMES}")
-    if not parts.netloc or parts.username or parts.query or parts.fragment:
+    signed = parts.password or (parts.username and not parts.scheme.startswith("abfs"))  # abfs://container@account
+    if not parts.netloc or signed or parts.query or parts.fragment:
         raise ConfigError(f"{parts.scheme}://: write {parts.scheme}://BUCKET/PATH, with nothing else in it")
     return Place(uri.rstrip("/"), _Bucket(_connect(uri.rstrip("/"), parts.scheme, access, environ)))
 
@@ -214,7 +215,7 @@ class _Folder:
         if not self.root.is_dir():
             raise FileNotFoundError("no such folder")
         found = (Path(folder, file) for folder, _, files in os.walk(self.root) for file in files)
-        return sorted(str(p.relative_to(self.root)) for p in found)
+        return sorted(str(p.relative_to(self.root)) for p in found if not p.name.startswith("."))  # half-written
 
 
 def _translated(err: OSError) -> Exception:
