@@ -34,6 +34,8 @@ check: setup ## fast inner loop: format, lint, types, import contracts, pure tes
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache | tail -n 3
 	@$(BIN)/python tools/generate.py --check
+	@helm=$$($(BIN)/python tests/cluster/cluster.py which helm 2>/dev/null || true); \
+		if test -x "$$helm"; then "$$helm" lint --strict --quiet helm/llenergymeasure; fi
 	@$(BIN)/pytest -n 2 -m "not model and not gpu and not cluster and not live" tests/core tests/cli tests/house
 
 test: setup ## all tests that can run on this machine
