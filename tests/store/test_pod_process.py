@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cli.process import LLEM, NEVER_ENDING, Ended, environment, llem, start, tree, wait_until
+from fakes.nvml_script import FAKES, Gpu, Machine
 from llenergymeasure import ExperimentResult
 from store.pods import STUDY, Pod
 
@@ -82,6 +83,38 @@ def test_second_attempt_adopts_without_loading(pod: Pod) -> None:
     assert ended.code == 0
     assert (pod.said.adopted, pod.said.sha256) == (True, first.sha256)
     assert [e["phase"] for e in events(ended) if e["event"] == "phase"] == ["adopt"]
+
+
+def test_idle_power_travels_to_later_runs(pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one run measured per GPU is in its record; given to the next run, it is taken instead of measured again."""
+    idle = {"GPU-aaaaaaaa-1111": 60.0, "GPU-bbbbbbbb-2222": 90.0}
+    Machine(tmp_path, monkeypatch).play(*(Gpu(uuid=u, power=[(0.0, w)], period_s=0.1) for u, w in idle.items()))
+    scripted = {"PYTHONPATH": str(FAKES), "FAKE_NVML": os.environ["FAKE_NVML"]}
+    body = {"energy": {"backend": "nvml", "simulated": None}, "baseline": {"enabled": True, "duration_seconds": 5, "kind": "bare"},
+            "warmup": {"enabled": False}, "measurement": {"min_duration_seconds": 1}}  # fmt: skip
+    first = with_(pod, body=body, more=scripted)
+
+    ended = run(first)
+
+    assert ended.code == 0, ended.err
+    measured = {b.gpu_uuid: b.power_milliwatts / 1e3 for b in first.said.baselines}
+    assert measured == pytest.approx(idle, rel=0.03)
+    assert (first.said.gpu_uuids, first.said.numbers.baseline_watts) == (tuple(idle), pytest.approx(150, rel=0.03))
+    known = [
+        {
+            "gpu_uuid": b.gpu_uuid,
+            "driver": b.driver,
+            "kind": b.kind,
+            "power_w": b.power_milliwatts / 1e3,
+            "measured_at": b.measured_at.isoformat(),
+        }
+        for b in first.said.baselines
+    ]
+    second = with_(first, index=1, more={"LLEM_BASELINES": json.dumps(known), "XDG_CACHE_HOME": str(tmp_path / "new")})
+    run(second)
+
+    assert second.said.baselines == ()
+    assert second.said.numbers.baseline_watts == pytest.approx(sum(measured.values()), abs=0.01)
 
 
 def test_failure_is_in_store_message_and_event(pod: Pod) -> None:
