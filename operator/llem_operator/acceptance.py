@@ -88,15 +88,14 @@ def accept_study(study: Mapping[str, Any], settings: Settings) -> Accepted | Ref
 
 
 def accept_experiment(
-    experiment: Mapping[str, Any], template: Mapping[str, Any], settings: Settings
+    experiment: Mapping[str, Any], template: Mapping[str, Any], settings: Settings, *, in_study: bool
 ) -> Configuration | Refused:
-    """Judge an EnergyExperiment; `template` is its own or its study's."""
+    """Judge an EnergyExperiment; `template` is its own or, where it is in a study, that one's."""
     try:
         config = resources.experiment_of(experiment, source="spec.config")
     except (ConfigError, ValidationError) as err:
         return Refused("InvalidConfig", sentence(err))
     spec = {"template": template, "results": experiment["spec"].get("results")}
-    in_study = experiment["spec"].get("studyRef") is not None
     found = [] if in_study else list(_spec_problems(spec, [config], settings))
     return Refused("InvalidTemplate", listed(found)) if found else _configuration(config, describe(config), template)
 

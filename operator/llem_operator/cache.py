@@ -114,9 +114,9 @@ class Cache:
         version = experiment["metadata"]["resourceVersion"]
         if before is not None and not newer(version, before.resource_version):
             return False
-        if before is not None and before.owner and before.uid != experiment["metadata"]["uid"]:
-            self.drop_experiment(name)
         child = child_of(experiment)
+        if before is not None and (before.owner, before.index) != (child.owner, child.index):
+            self.drop_experiment(name)
         self.children[name] = child
         if child.owner:
             self._by_owner.setdefault(child.owner, {})[child.index] = child

@@ -56,6 +56,7 @@ def child_of(experiment: Mapping[str, Any]) -> Child:
     """Project an experiment as read from the API."""
     metadata, spec, status = experiment["metadata"], experiment["spec"], experiment.get("status") or {}
     end = find(status.get("conditions") or (), "Finished") or {}
+    owner = intern(owner_uid(experiment) or "")
     row = open_attempt(status)
     state = _state(status, row)
     summary = status.get("summary") or {}
@@ -63,8 +64,8 @@ def child_of(experiment: Mapping[str, Any]) -> Child:
         name=metadata["name"],
         namespace=intern(metadata["namespace"]),
         uid=metadata["uid"],
-        owner=intern(owner_uid(experiment) or ""),
-        study=intern(str((spec.get("studyRef") or {}).get("name", ""))),
+        owner=owner,
+        study=intern(str((spec.get("studyRef") or {}).get("name", ""))) if owner else "",  # orphaned: it stands alone
         resource_version=metadata["resourceVersion"],
         index=int(spec.get("index") or 0),
         hash=intern(str(spec.get("configHash") or "")),

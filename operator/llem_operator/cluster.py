@@ -77,12 +77,18 @@ class Cluster:
         """All pods of this product."""
         return self._api.pages(_path("core", "pods", namespace), {"labelSelector": MEASURING})
 
-    async def attempts(self, namespace: str, experiment: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Jobs and pods of one experiment as they are now."""
+    async def attempts(
+        self, namespace: str, experiment: str, job: str | None
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Jobs and pods of one experiment as they are now; `job` is found by name should it have lost its labels."""
         query = {"labelSelector": f"{LABEL_EXPERIMENT}={experiment}"}
         jobs = await self._api.request("GET", _path("batch/v1", "jobs", namespace), query=query)
         pods = await self._api.request("GET", _path("core", "pods", namespace), query=query)
-        return jobs.get("items") or [], pods.get("items") or []
+        found = jobs.get("items") or []
+        if job is not None and all(j["metadata"]["name"] != job for j in found):
+            by_name = await self._get(_path("batch/v1", "jobs", namespace, job))
+            found += [by_name] if by_name else []
+        return found, pods.get("items") or []
 
     async def events_of(self, namespace: str, uid: str) -> list[dict[str, Any]]:
         """Events about one object, oldest first."""

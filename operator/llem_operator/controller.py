@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 STATUS_PACE_S = 1.0
 EVENTS_EVERY_S = 20.0
+DISPENSABLE = ("manifest", "nodes", "baselines", "active", "recentFailures", "skipped", "best", "logTail", "warnings")
+"""What a status can do without when the API server finds it too large or refuses a part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class Controller:
         """The one status write of a look; gives the object as it is then."""
         if decision.status is None:
             return obj
-        written = await self._cluster.write_status(obj, decision.status)
+        written = await self._write_or_shrink(obj, decision.status)
         if written is None:
             return obj
         written.setdefault("kind", obj["kind"])
@@ -160,6 +162,17 @@ class Controller:
             self._cache.put_experiment(written)
         await self._tell(obj, written)
         return written
+
+    async def _write_or_shrink(self, obj: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:
+        """A status that does not fit (413, 422, 500 "request is too large") is written without what may be missing."""
+        try:
+            return await self._cluster.write_status(obj, status)
+        except ApiError as err:
+            if err.status not in (413, 422) and not (err.status == 500 and "too large" in err.message):
+                raise
+            log.warning("status of %s is refused, writing less of it: %s", obj["metadata"]["name"], err)
+        less = {k: v for k, v in status.items() if k not in DISPENSABLE}
+        return await self._cluster.write_status(obj, {**less, "manifestMode": "Ranges"} if "counts" in less else less)
 
     async def _tell(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Post an Event when something ended or was refused; an Event that fails is not worth a second try."""
@@ -287,7 +300,8 @@ class Controller:
     async def _live(self, facts: ExperimentFacts) -> ExperimentFacts:
         """The same facts with Jobs and pods as they are now."""
         metadata = facts.experiment["metadata"]
-        jobs, pods = await self._cluster.attempts(metadata["namespace"], metadata["name"])
+        wanted = (facts.open_attempt or {}).get("jobName")
+        jobs, pods = await self._cluster.attempts(metadata["namespace"], metadata["name"], wanted)
         self._remember(metadata["namespace"], metadata["name"], jobs, pods)
         found = {"jobs": [lean_job(j) for j in jobs], "pods": [lean_pod(p) for p in pods]}
         return ExperimentFacts(**{**{f: getattr(facts, f) for f in facts.__dataclass_fields__}, **found})

@@ -179,6 +179,12 @@ def _attempting(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -
     return _running(facts, status, job, state, now)
 
 
+def _pending_deadline(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -> datetime:
+    """When an attempt that has not started is given up."""
+    seconds = objects.deadlines_of(facts.experiment, facts.study)["pendingSeconds"]
+    return (parse(row["created"]) or now) + timedelta(seconds=seconds)
+
+
 def _stop_at_once(facts: ExperimentFacts) -> bool:
     return bool(facts.source.get("suspend")) and facts.source.get("suspendPolicy") == "Immediate"
 
@@ -190,6 +196,11 @@ def _without_job(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) 
         return end_attempt(facts, dict(facts.status), lost, now)
     if _stop_at_once(facts):
         return end_attempt(facts, dict(facts.status), Ended("Preempted", "Suspended", "not started", end=now), now)
+    deadline = _pending_deadline(facts, row, now)
+    if now >= deadline:
+        why = find(facts.status.get("conditions") or (), "Finished") or {}
+        late = Ended("Failed", "TimedOut", f"its Job could not be made in time: {why.get('message', '')}", end=now)
+        return end_attempt(facts, dict(facts.status), late, now)
     stray = _live_jobs(facts, row["jobName"])
     blocked = [p["metadata"]["name"] for p in facts.pods if _alive(p)]
     if stray or blocked:
@@ -254,7 +265,7 @@ def _waiting(
     facts: ExperimentFacts, status: dict[str, Any], row: Mapping[str, Any], state: Waiting, now: datetime
 ) -> Decision:
     created = parse(row["created"]) or now
-    deadline = created + timedelta(seconds=objects.deadlines_of(facts.experiment, facts.study)["pendingSeconds"])
+    deadline = _pending_deadline(facts, row, now)
     if state.reason != "WaitingForQueue" and now >= deadline:
         message = f"no start within {(deadline - created).total_seconds():g} s: {state.message}"
         return end_attempt(facts, status, Ended("Failed", state.reason, message, end=now), now)

@@ -27,7 +27,8 @@ class Judgements:
 
     def experiment(self, experiment: Mapping[str, Any], study: Mapping[str, Any] | None) -> Configuration | Refused:
         """What acceptance says of an experiment; a millisecond, so it is not remembered."""
-        return accept_experiment(experiment, template_of(experiment, study), self._settings)
+        template = template_of(experiment, study)
+        return accept_experiment(experiment, template, self._settings, in_study=study is not None)
 
     def forget(self, uid: str) -> None:
         """Drop a study that is gone."""

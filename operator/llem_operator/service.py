@@ -26,13 +26,20 @@ DEAF_AFTER = 3  # comparisons in a row that found what the watches should have t
 class Service:
     """Workers, comparison, and what the probes ask."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, metrics: Metrics) -> None:
-        self._cluster, self._settings, self._metrics = cluster, settings, metrics
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cluster, self._settings, self._metrics, self._now = cluster, settings, metrics, now
         loop = asyncio.get_running_loop()
         self._clock: Callable[[], float] = loop.time
         self.cache = Cache()
         self.queue: KeyedQueue[Key] = KeyedQueue(self._lane)
-        self._controller = Controller(cluster, self.cache, settings, monotonic=loop.time)
+        self._controller = Controller(cluster, self.cache, settings, now=now, monotonic=loop.time)
         self._ticked: dict[int, float] = {}
         self._missed = 0
         self.synced = False
@@ -85,7 +92,7 @@ class Service:
         for dirty in look.dirty:
             self.queue.add(dirty)
         if look.requeue_at is not None:
-            delay = (look.requeue_at - datetime.now(UTC)).total_seconds()
+            delay = (look.requeue_at - self._now()).total_seconds()
             self.queue.add_after(key, max(delay, 0.05))
 
     def heard(self, kind: str, change: str | None, obj: Mapping[str, Any]) -> None:
