@@ -25,7 +25,7 @@ from llenergymeasure.measure import Emit, Measured
 from llenergymeasure.object_store import NotTakenError, Place, Stored, open_place
 from llenergymeasure.waiting import REFUSED_S, SYSTEM, Clock, Patience, wait_until
 
-HURRIED_S = 20.0  # for an upload after SIGTERM: less than the 30 s that a kubelet grants by default
+HURRIED_S = 40.0  # for an upload after SIGTERM: less than the 60 s that the operator has the kubelet grant
 FAILURE_S = 5.0  # for the note about a failure, which must not keep a dying pod
 
 
