@@ -62,6 +62,11 @@ def message_of(obj: Resource, kind: str) -> str:
     return one_line(str(condition(obj, kind).get("message") or ""))
 
 
+def is_new(obj: Resource) -> bool:
+    """Whether no operator has written a status yet; what the API server fills in speaks of no generation."""
+    return not status_of(obj).get("observedGeneration")
+
+
 def is_seen(obj: Resource) -> bool:
     """Whether the status speaks of the specification as it is now."""
     generation = obj["metadata"].get("generation") or 0
@@ -82,7 +87,7 @@ def state(obj: Resource) -> str:
     """One word for the state: the reason of the condition Finished."""
     if obj["metadata"].get("deletionTimestamp"):
         return "Deleting"
-    if not status_of(obj).get("conditions"):
+    if is_new(obj):
         return "New"
     return str(condition(obj, "Finished").get("reason") or condition(obj, "Accepted").get("reason") or "Pending")
 

@@ -105,7 +105,7 @@ def _aligned(lines: Sequence[tuple[str, str]]) -> str:
 
 
 def _state_text(obj: Resource) -> str:
-    if not status.status_of(obj).get("conditions"):
+    if status.is_new(obj):
         return "New: the operator has not looked at it yet"
     said = message_of(obj, "Finished") or message_of(obj, "Accepted")
     unseen = "" if status.is_seen(obj) else " (the operator has not seen the latest change yet)"
@@ -222,7 +222,7 @@ def why(obj: Resource, children: Sequence[Resource] = (), *, now: datetime) -> s
     name = name_of(obj)
     if obj["metadata"].get("deletionTimestamp"):
         return f"{name} is being deleted."
-    if not status.status_of(obj).get("conditions"):
+    if status.is_new(obj):
         return (
             f"{name} waits for the operator, which has not looked at it in {_age(obj, now)}: "
             f"it may not run, or not watch namespace {status.namespace_of(obj)}."

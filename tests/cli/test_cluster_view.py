@@ -174,7 +174,14 @@ def test_page_of_a_large_study_shows_ranges() -> None:
     assert page.endswith("runs by index\n  completed  0-39\n  running    40")
 
 
-@pytest.mark.parametrize("obj", [study(), experiment(), {"metadata": {"name": "bare"}}], ids=["study", "child", "bare"])
+FILLED_IN = {"finished": False, "conditions": [condition("Finished", "False", "Pending", "waits for the operator")]}
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [study(), {**study(), "status": FILLED_IN}, {**experiment(), "status": {}}, {"metadata": {"name": "bare"}}],
+    ids=["study", "study with the defaults of its definition", "child", "bare"],
+)
 def test_page_of_what_nobody_has_touched_yet(obj: dict[str, Any]) -> None:
     """A status that is not there is no error: the page says so."""
     assert "the operator has not looked at it yet" in cluster_view.page(obj, NOW)

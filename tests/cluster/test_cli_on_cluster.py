@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -374,13 +375,11 @@ def test_run_on_kubernetes_applies_watches_and_shows_results(kube: Kube, file: P
 
 def test_run_goes_on_in_the_cluster_after_ctrl_c(kube: Kube, file: Path) -> None:
     """Ctrl-C ends the watching, not the study, and says so; exit 130."""
-    import signal
-
     words = ("run", file, "--runner", "kubernetes", "--namespace", kube.namespace)
     running = start(*words, cwd=file.parent, env=variables(kube))
     wait_until(lambda: kube.run("get", "est", "sweep").returncode == 0)
     assert running.stderr is not None
-    wait_until(lambda: "New" in running.stderr.readline())
+    assert any("sweep: New" in line for line in iter(running.stderr.readline, ""))
 
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=30)
