@@ -99,7 +99,6 @@ def _start(place: Place, *, gpus: int) -> Cluster:
     if not place.with_node:
         cluster = control_plane.start(place.state, address="127.0.0.1")
     else:
-        images.remove_exports()
         network.create(place.state)
         containers.start(place.state)
         images.load(place.state, (images.SHELL,))

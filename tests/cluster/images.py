@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+import binaries
 import builder
 import containers
 from places import CONTAINERD, IMAGES, ROOT, SOURCE, ClusterError, locked, say
@@ -76,15 +77,19 @@ PYTORCH = Image(
     "llem-pytorch:dev", ROOT / "images/pytorch/Dockerfile", (*_CODE, _SCHEMA),
     arguments=(*_ON_BASE, ("MODEL", _MODEL.reference)), needs=(_TORCH, _MODEL),
 )  # fmt: skip
-BY_NAME = {"shell": SHELL, "operator": OPERATOR, "pytorch": PYTORCH}
+STORE = Image(
+    "llem-versitygw:dev", SOURCE / "images/versitygw.Dockerfile", (binaries.path("versitygw"),),
+    context=binaries.path("versitygw").parent,
+)  # fmt: skip
+BY_NAME = {"shell": SHELL, "operator": OPERATOR, "pytorch": PYTORCH, "store": STORE}
 
 
 def build(image: Image) -> str:
     """Build an image and those below it, each unless it was built from the same input; give the digest of its input."""
     for below in image.needs:
         build(below)
-    digest = image.digest()
     with locked(IMAGES / ".lock"):
+        digest = image.digest()
         if _note(image, "built") != digest:
             begin = time.monotonic()
             say(f"building image {image.reference} ...")
@@ -104,6 +109,7 @@ def load(state: Path, wanted: tuple[Image, ...]) -> None:
                 begin = time.monotonic()
                 say(f"importing {image.reference} ...")
                 _import(state, image)
+                _forget_replaced(state)
                 _write_note(image, "loaded", digest)
                 say(f"  {image.reference}: {time.monotonic() - begin:.0f} s")
 
@@ -119,15 +125,15 @@ def _arguments(image: Image) -> dict[str, str]:
 def _import(state: Path, image: Image) -> None:
     """Hand containerd the blobs that it has not got.
 
-    Layers are kept uncompressed, so that a layer's name is the digest of its content. The folder that buildah writes to
-    starts with hard links to containerd's own blobs: buildah skips those, and so does the archive for containerd. After
+    Layers are kept uncompressed, so that a layer's name is the digest of its content. The folder that skopeo writes to
+    starts with hard links to containerd's own blobs: skopeo skips those, and so does the archive for containerd. After
     a change of code that is kilobytes instead of gigabytes.
     """
-    CONTAINERD.mkdir(parents=True, exist_ok=True)
+    _remove_exports()
     with tempfile.TemporaryDirectory(prefix=".export-", dir=CONTAINERD) as folder:
         layout = Path(folder)
         known = _link_blobs(layout / "blobs" / "sha256")
-        builder.push(image.reference, layout)
+        builder.write_layout(image.reference, layout)
         _name_image(layout / "index.json", image.reference)
         try:
             _send(state, layout, leave_out=known)
@@ -188,7 +194,24 @@ def _write_note(image: Image, what: str, digest: str) -> None:
     (IMAGES / f"{image.name.replace(':', '-')}.{what}").write_text(digest, encoding="ascii")
 
 
-def remove_exports() -> None:
-    """Remove what an import that was killed has left; its links would keep deleted layers on the disk."""
+def compressed_bytes(image: Image) -> int:
+    """The size of an image as a registry would hold and send it."""
+    with tempfile.TemporaryDirectory(dir=IMAGES) as folder:
+        builder.write_layout(image.reference, Path(folder), compressed=True)
+        return sum(blob.stat().st_size for blob in (Path(folder) / "blobs" / "sha256").iterdir())
+
+
+def _remove_exports() -> None:
+    """Remove what a killed import has left; its links would keep deleted layers on the disk."""
+    CONTAINERD.mkdir(parents=True, exist_ok=True)
     for folder in CONTAINERD.glob(".export-*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_replaced(state: Path) -> None:
+    """Delete the second name, the digest, that Kubernetes gave to images whose first name now means another."""
+    rows = [line.split() for line in containers.ctr(state, "images", "list").splitlines()[1:]]
+    living = {target for name, _, target, *_ in rows if not name.startswith("sha256:")}
+    replaced = [name for name, _, target, *_ in rows if name.startswith("sha256:") and target not in living]
+    if replaced:
+        containers.ctr(state, "images", "remove", "--sync", *replaced)

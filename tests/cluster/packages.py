@@ -18,6 +18,7 @@ _NODE = {
     "iproute2": "/usr/sbin/ip",
     "conntrack": "/usr/sbin/conntrack",
     "buildah": "/usr/bin/buildah",
+    "skopeo": "/usr/bin/skopeo",
     "debootstrap": "/usr/sbin/debootstrap",
     "busybox-static": "/bin/busybox",
 }

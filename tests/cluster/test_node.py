@@ -87,6 +87,7 @@ def test_a_pod_that_wants_privileges_is_refused(kubectl: Kubectl, namespace: str
 def test_the_name_of_a_service_leads_to_its_pod(kubectl: Kubectl, namespace: str, images: dict[str, str]) -> None:
     """DNS, kube-proxy and the pods' network: one pod fetches a page from another by the Service's name."""
     server = pods.spec(images["operator"], "python3", "-c", PROGRAM, namespace)
+    server["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 8080}, "periodSeconds": 1}
     kubectl.apply(pods.pod("web", server), pods.service("web", 8080), namespace=namespace)
     kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/web", "--timeout=60s")
     client = pods.spec(images["operator"], "python3", "-c", FETCH, f"http://web.{namespace}.svc.cluster.local/")
