@@ -145,8 +145,11 @@ def _builtin(model: str, cache: Path) -> Weights:
 
 def _verify(folder: Path) -> None:
     """Compare the converted weights with the checksum that the conversion wrote."""
-    wanted = (folder / "SHA256").read_text(encoding="ascii").strip() if (folder / "SHA256").exists() else ""
-    found = _sha256(folder / "model.safetensors")
+    try:
+        wanted = (folder / "SHA256").read_text(encoding="ascii").strip() if (folder / "SHA256").exists() else ""
+        found = _sha256(folder / "model.safetensors")
+    except OSError as err:
+        raise ModelNotFoundError(f"{folder}: the converted model cannot be read: {err.strerror}") from err
     if wanted != found:
         raise ModelNotFoundError(f"{folder}: the converted model is damaged; delete the folder and run again")
 
@@ -170,6 +173,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         _write_converted(gguf, work)
         (work / "SHA256").write_text(_sha256(work / "model.safetensors") + "\n", encoding="ascii")
+        for path in work.iterdir():  # libraries write for their own user; a cache may be shared, or in an image
+            path.chmod(0o644)
+        work.chmod(0o755)
         with contextlib.suppress(OSError):  # another process was faster: its folder is as good
             work.rename(folder)
     finally:

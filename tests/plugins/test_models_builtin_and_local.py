@@ -59,6 +59,23 @@ def test_the_conversion_into_an_empty_cache_gives_the_same_weights(tmp_path: Pat
     assert [p.name for p in again.path.parent.iterdir()] == [first.path.name]
 
 
+def test_every_user_may_read_the_converted_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries write files for their own user; a cache that several share, or that lies in an image, must be read."""
+
+    def convert(gguf: Path, target: Path) -> None:
+        (target / "model.safetensors").write_bytes(b"weights")
+        (target / "model.safetensors").chmod(0o600)
+
+    _package(tmp_path / "site", monkeypatch, b"gguf")
+    monkeypatch.setattr(models, "GGUF_SHA256", hashlib.sha256(b"gguf").hexdigest())
+    monkeypatch.setattr(models, "_write_converted", convert)
+
+    folder = models.resolve(BUILTIN, None, cache=tmp_path / "cache").path
+
+    modes = {p.name: oct(p.stat().st_mode & 0o777) for p in (folder, *folder.iterdir())}
+    assert modes == {folder.name: "0o755", "model.safetensors": "0o644", "SHA256": "0o644"}
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("damage", ["flip a bit", "cut", "lose the sum"])
 def test_a_damaged_cache_is_detected(damage: str, tmp_path: Path, shared_model_cache: Path) -> None:
