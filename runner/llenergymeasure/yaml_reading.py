@@ -204,6 +204,8 @@ def _place(err: yaml.YAMLError, text: str) -> str:
     line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)] if text else ""
     if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in problem:
         problem = "YAML does not allow tabs for indentation; use spaces"
+    elif problem.endswith("found another document"):
+        problem = "another document begins here; only llem apply and kubectl read several from one file"
     return f":{mark.line + 1}: {problem}"
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from cluster.kube import Kube, condition, experiment, install_crds, namespace, study
+from cluster.kube import ROOT, Kube, condition, experiment, install_crds, namespace, study
 
 pytestmark = pytest.mark.cluster
 
 KIB = 1024
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +225,27 @@ def test_defaults_of_a_study(kube: Kube) -> None:
         "retention": {"jobTTLSecondsAfterResult": 3600},
     }
     assert set(kube.get("eexp", "bare")["spec"]) == {"config"}
+
+
+@pytest.mark.parametrize(
+    "path", [*EXAMPLES.glob("cluster-*.yaml"), *EXAMPLES.glob("gitops/studies/*-*.yaml")], ids=lambda p: p.stem
+)
+def test_examples_are_accepted(kube: Kube, path: Path) -> None:
+    """What the examples say can be applied as it stands, and is stored as written (a bare n would be lost)."""
+    said = kube.ok("apply", "--dry-run=server", "-f", str(path), "-o", "json")
+
+    stored = json.loads(said)
+    for obj in stored["items"] if stored["kind"] == "List" else [stored]:
+        assert obj["spec"]["design"]["n"] > 0
+
+
+def test_sample_repository_can_be_built(kube: Kube) -> None:
+    """kubectl's own kustomize takes both folders, and puts the studies where the operator looks."""
+    studies = kube.ok("kustomize", str(EXAMPLES / "gitops" / "studies"))
+    operator = kube.ok("kustomize", str(EXAMPLES / "gitops" / "llem"))
+
+    assert "namespace: bench" in studies
+    assert "kind: HelmRelease" in operator
 
 
 # --- what may change
@@ -692,8 +714,6 @@ def test_status_of_an_experiment_is_kept_whole(kube: Kube) -> None:
 
 def test_definition_files_are_what_the_server_stores(kube: Kube) -> None:
     """No part of a definition is dropped by the API server: server-side apply of the file finds nothing to change."""
-    folder = Path(__file__).resolve().parents[2] / "crds"
-
-    said = kube.run("diff", "--server-side", "--force-conflicts", "-f", str(folder))
+    said = kube.run("diff", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
 
     assert said.returncode == 0, said.stdout + said.stderr

@@ -20,7 +20,31 @@ from llenergymeasure.loaders import experiment_from, read_document, study_from
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-EACH = pytest.mark.parametrize("path", EXAMPLES, ids=[p.stem for p in EXAMPLES])
+STUDIES_OF_GIT = [
+    p for p in sorted((ROOT / "examples" / "gitops" / "studies").glob("*.yaml")) if p.stem != "kustomization"
+]
+
+
+def parts(path: Path) -> list[str]:
+    """The documents of a file, as text."""
+    return re.split(r"^---$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+PARTS = [(p, i) for p in [*EXAMPLES, *STUDIES_OF_GIT] for i in range(len(parts(p)))]
+EACH = pytest.mark.parametrize(
+    "path", PARTS, ids=[f"{p.stem}-{i + 1}" if len(parts(p)) > 1 else p.stem for p, i in PARTS], indirect=True
+)
+
+
+@pytest.fixture
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An example; one of several documents in a file as a file of its own."""
+    example, index = request.param
+    if len(parts(example)) == 1:
+        return Path(example)
+    alone = tmp_path / f"{example.stem}-{index + 1}.yaml"
+    alone.write_text(parts(example)[index], encoding="utf-8")
+    return alone
 
 
 def expanded(path: Path) -> StudyConfig:
@@ -77,10 +101,10 @@ def test_example_fits_the_published_schema(path: Path) -> None:
 
 @EACH
 def test_examples_own_command_is_a_plan(path: Path) -> None:
-    """The command in its comment, as a dry run, ends with 0 and says how many runs there are."""
-    (command,) = re.findall(r"^#\s+(llem .+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    words = command.split()[1:]
-    assert words[-1] == f"examples/{path.name}"
+    """The command in its comment, as a dry run, ends with 0 and says how many runs there are (kubectl's: as a plan)."""
+    commands = re.findall(r"^#\s+(llem .+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    words = commands[0].split()[1:] if commands else ["plan", str(path)]
+    assert words[-1] == (f"examples/{path.name}" if commands else str(path))
     dry = [*words, "--dry-run"] if words[0] == "run" else words
 
     done = subprocess.run(
