@@ -36,7 +36,7 @@ check: setup ## fast inner loop: format, lint, types, import contracts, pure tes
 	@$(BIN)/python tools/generate.py --check
 	@helm=$$($(BIN)/python tests/cluster/cluster.py which helm 2>/dev/null || true); \
 		if test -x "$$helm"; then "$$helm" lint --strict --quiet helm/llenergymeasure; fi
-	@$(BIN)/pytest -n 2 -m "not model and not gpu and not cluster and not live" tests/core tests/cli tests/house
+	@$(BIN)/pytest -n 2 -m "not model and not gpu and not cluster and not live" tests/core tests/cli tests/house tests/operator
 
 test: setup ## all tests that can run on this machine
 	@$(MAKE) --no-print-directory check
