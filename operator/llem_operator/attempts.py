@@ -36,6 +36,7 @@ PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImag
 CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError")
 NO_POD_S = 15  # a rejected pod is silent in the Job, so after this its Events are read
 LOST_MARGIN_S = 120
+TAKEN_BACK = "the queueing system took the Job back"
 LOG_TAIL_CHARS = 2048
 MESSAGE_CHARS = 1024
 
@@ -206,8 +207,12 @@ def _ended(job: Mapping[str, Any], pod: Mapping[str, Any], terminated: Mapping[s
     if code == 0:
         return _exit_zero(message, record, end)
     failure = record.failure if record else None
-    said = failure.message if failure else str(status.get("message") or (terminated or {}).get("reason") or "")
+    said = redacted(
+        failure.message if failure else str(status.get("message") or (terminated or {}).get("reason") or "")
+    )
     tail = redacted(message)[-LOG_TAIL_CHARS:] if message and record is None else None
+    if (job.get("spec") or {}).get("suspend"):
+        return Ended("Preempted", "WaitingForQueue", TAKEN_BACK, "none", code, end, record, tail)
     disrupted = _condition(pod, "DisruptionTarget")
     if disrupted and disrupted.get("status") == "True":
         text = f"{disrupted.get('reason', 'disrupted')}: {disrupted.get('message', '')}".rstrip(": ")
@@ -224,7 +229,7 @@ def _ended(job: Mapping[str, Any], pod: Mapping[str, Any], terminated: Mapping[s
         return Ended("Failed", "OutOfMemory", text, "none", code, end, record, tail)
     assert code is not None
     if terminated.get("reason") in ("StartError", "ContainerCannotRun") or 126 <= code <= 128:
-        return Ended("Failed", "ContainerStartFailed", message or said, "none", code, end, record, tail)
+        return Ended("Failed", "ContainerStartFailed", redacted(message) or said, "none", code, end, record, tail)
     reason, budget = EXITS.get(code, ("EngineCrashed", "measurement"))
     text = redacted(f"{failure.type}: {failure.message}" if failure else f"the runner ended with exit code {code}")
     return Ended("Failed", reason, text[:MESSAGE_CHARS], budget, code, end, record, tail)

@@ -11,7 +11,17 @@ from typing import Any
 
 from llem_operator import objects
 from llem_operator.acceptance import Configuration, Refused
-from llem_operator.attempts import NO_POD_S, Ended, Running, Waiting, container_ended, job_is_live, lost_at, progress
+from llem_operator.attempts import (
+    NO_POD_S,
+    TAKEN_BACK,
+    Ended,
+    Running,
+    Waiting,
+    container_ended,
+    job_is_live,
+    lost_at,
+    progress,
+)
 from llem_operator.conditions import find
 from llem_operator.decision import CreateJob, Decision, DeleteJob, ExpireJob
 from llem_operator.experiment_status import Said, closed, finished, going_on, reopened, seen, with_result
@@ -174,6 +184,8 @@ def _attempting(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -
         return end_attempt(facts, status, state, now)
     if _stop_at_once(facts):
         return end_attempt(facts, status, Ended("Preempted", "Suspended", "stopped by spec.suspend", end=now), now)
+    if isinstance(state, Waiting) and state.reason == "WaitingForQueue" and row.get("start"):
+        return end_attempt(facts, status, Ended("Preempted", "WaitingForQueue", TAKEN_BACK, end=now), now)
     if isinstance(state, Waiting):
         return _waiting(facts, status, row, state, now)
     return _running(facts, status, job, state, now)
@@ -301,7 +313,7 @@ def end_attempt(facts: ExperimentFacts, status: dict[str, Any], end: Ended, now:
     """Close the open row; then finish, or go back to pending if a budget allows another attempt."""
     stray = _live_jobs(facts, None)
     if end.outcome == "Preempted":
-        return Decision(facts.going_on(closed(status, end, end.reason, now), now, "Suspended", end.message), stray)
+        return Decision(facts.going_on(closed(status, end, end.reason, now), now, end.reason, end.message), stray)
     invalid = end.record is not None and end.outcome == "Completed" and end.record.verdict == "invalid"
     budget = "invalid" if invalid else end.budget
     status = closed(status, end, "VerdictInvalid" if invalid else end.reason, now)
