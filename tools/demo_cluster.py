@@ -27,7 +27,19 @@ def main() -> int:
     use_cluster()
     prepare_namespace()
     values = "tools/demo-values.yaml"
-    show("helm", "upgrade", "--install", "llem", "helm/llenergymeasure", "-n", NAMESPACE, "-f", values, "--wait")
+    show(
+        "helm",
+        "upgrade",
+        "--install",
+        "llem",
+        "helm/llenergymeasure",
+        "-n",
+        NAMESPACE,
+        "-f",
+        values,
+        "--take-ownership",
+        "--wait",
+    )
     remove_earlier_studies()
     show("kubectl", "apply", "-n", NAMESPACE, "-f", EXAMPLE)
     codes = [show("llem", "status", "-n", NAMESPACE, name, "-w", check=False) for name in STUDIES]

@@ -55,6 +55,7 @@ class Watches:
             settings=_settings(),
             namespaces=self._namespaces,
             clusterwide=not self._namespaces,
+            identity="llem-operator",  # type: ignore[arg-type]  # unused without peering; kopf would look for a user name
             stop_flag=self._stop,
         )
         try:
