@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from cluster.charts import CHART, ROOT, Helm, environment_of, one, program, write_schemas
-from cluster.kube import Kube, condition, experiment, namespace, study
+from cluster.commands import Kubectl
+from cluster.kube import Kube, condition, experiment, study
+from cluster.kube import namespace as fresh_namespace
 from llem_operator.settings import Settings
 from llenergymeasure import __version__
 from llenergymeasure.core import crds, registry
@@ -326,7 +328,10 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(api_server: Kube, helm: Helm) -> Iterator[Installed]:
     """The chart installed in a namespace of its own, with the chart's store; a namespace beside it is not watched."""
-    with namespace(api_server, prefix="chart") as kube, namespace(api_server, prefix="beside") as beside:
+    with (
+        fresh_namespace(api_server, prefix="chart") as kube,
+        fresh_namespace(api_server, prefix="beside") as beside,
+    ):
         kube.ok("delete", "crd", "--ignore-not-found", *(d["metadata"]["name"] for d in crds.definitions()))
         chart = Installed(replace(helm, kubeconfig=kube.kubeconfig), kube, beside.namespace)
         chart("install", **STORE)
@@ -722,3 +727,43 @@ def test_sample_repository_is_complete() -> None:
         named = yaml.safe_load(listing.read_text(encoding="utf-8"))["resources"]
         there = {p.name for p in listing.parent.glob("*.yaml")} - {"kustomization.yaml"}
         assert there == {n for n in named if n.endswith(".yaml")}
+
+
+# --- on a real node
+
+
+def test_helm_test_measures_on_a_real_node(
+    helm: Helm, kubectl: Kubectl, namespace: str, images: dict[str, str]
+) -> None:
+    """The chart as shipped, under restricted pod security: the store takes, and gives back, what two runs measured."""
+    secret = {"AWS_ACCESS_KEY_ID": "llem", "AWS_SECRET_ACCESS_KEY": "of-this-test-only"}
+    literals = [f"--from-literal={k}={v}" for k, v in secret.items()]
+    kubectl("create", "secret", "generic", "store", "-n", namespace, *literals)
+    on_node = replace(helm, kubeconfig=kubectl.kubeconfig)
+
+    def image(name: str) -> dict[str, str]:
+        repository, _, tag = images[name].rpartition(":")
+        return {"repository": repository, "tag": tag}
+
+    there = kubectl("get", "crd", "-o", "name").split()
+    values = {
+        "crds": {"install": "customresourcedefinition.apiextensions.k8s.io/energystudies.llem.dev" not in there},
+        "imageRegistry": "",
+        "image": {**image("operator"), "pullPolicy": "Never"},
+        "runner": {"images": {"synthetic": image("pytorch")}, "imagePullPolicy": "Never"},
+        "objectStore": {
+            "enabled": True,
+            "existingSecret": "store",
+            "image": {**image("store"), "pullPolicy": "Never"},
+            "persistence": {"enabled": False},
+        },
+    }
+    place = ("--namespace", namespace)
+    on_node.ok("install", "llem", str(CHART), *place, "--wait", "--timeout", "120s", values=values)
+    try:
+        said = on_node.ok("test", "llem", *place, "--logs", "--timeout", "280s")
+    finally:
+        on_node.run("uninstall", "llem", *place)
+
+    assert "Completed: 2 of 2 runs completed" in said
+    assert '"completed": 2' in said

@@ -26,7 +26,7 @@ STUDY = {
             "warmup": {"n_warmup": 1, "thermal_floor_seconds": 0},
             "baseline": {"duration_seconds": 5},
             "energy": {"backend": "simulated"},
-            "measurement": {"min_duration_seconds": 2},
+            "measurement": {"min_duration_seconds": 10},
             "sweep": {"synthetic.batch_size": [1, 2]},
         },
         "execution": {"nCycles": 1, "configGapSeconds": 0, "cycleGapSeconds": 0},
