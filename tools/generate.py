@@ -6,12 +6,15 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import typer
 import yaml
 
+from llem_operator.conditions import REASONS
 from llenergymeasure import yaml_reading
 from llenergymeasure.cli import app
 from llenergymeasure.core import crds, errors, introspection
@@ -148,6 +151,41 @@ def resource_files() -> dict[Path, str]:
     return found
 
 
+def resources_page() -> str:
+    """Every field of both custom resources, the user's own text apart."""
+    parts = [NOTE, "# Custom resources\n"]
+    for definition in crds.definitions():
+        names, (version,) = definition["spec"]["names"], definition["spec"]["versions"]
+        schema = version["schema"]["openAPIV3Schema"]
+        parts += [f"## {names['kind']} (`{names['shortNames'][0]}`)\n", f"{schema['description']}\n"]
+        parts += ["What may not change:\n", *(f"- {r['message']}" for r in schema["x-kubernetes-validations"])]
+        for section in ("spec", "status"):
+            rows = "\n".join(_resource_rows(schema["properties"][section], ""))
+            parts.append(f"\n### {section}\n\n| field | type | meaning |\n| --- | --- | --- |\n{rows}\n")
+    return "\n".join(parts)
+
+
+def _resource_rows(node: dict[str, Any], prefix: str) -> Iterator[str]:
+    for name, field in node.get("properties", {}).items():
+        path, own_text = f"{prefix}{name}", f"{prefix}{name}" in ("design", "config")
+        meaning = field["description"].partition("\n")[0].replace("|", "\\|")
+        if own_text:
+            meaning += " Its fields: [configuration.md](configuration.md)."
+        if "default" in field and "Default:" not in meaning:
+            meaning += f" Default: `{json.dumps(field['default'])}`."
+        values = ", ".join(map(str, field.get("enum", ())))
+        yield f"| `{path}` | {values or field.get('type', 'any')} | {meaning} |"
+        if not own_text:
+            inner = field.get("items", field)
+            yield from _resource_rows(inner, f"{path}{'[]' if inner is not field else ''}.")
+
+
+def conditions_page() -> str:
+    """The closed list of reasons that conditions carry."""
+    rows = [f"| {reason} | {meaning} |" for reason, meaning in REASONS.items()]
+    return "\n".join([NOTE, "# Reasons of conditions\n", "| reason | meaning |", "| --- | --- |", *rows]) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """All generated files by path."""
 
@@ -159,6 +197,8 @@ def pages() -> dict[Path, str]:
         REFERENCE / "result.md": result_page(),
         REFERENCE / "command-line.md": command_page(),
         REFERENCE / "exit-codes.md": exit_code_page(),
+        REFERENCE / "custom-resources.md": resources_page(),
+        REFERENCE / "conditions.md": conditions_page(),
         REFERENCE / "experiment.schema.json": schema(introspection.experiment_schema()),
         REFERENCE / "study.schema.json": schema(introspection.study_schema()),
         REFERENCE / "result.schema.json": schema(ExperimentResult.model_json_schema()),
