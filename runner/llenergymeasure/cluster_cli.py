@@ -170,13 +170,21 @@ def why(name: Name, namespace: Namespace = None, context: Context = None, kubeco
 def watch(namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """Show all studies of a namespace, live, until Ctrl-C."""
     kubectl, screen = connect(namespace, context, kubeconfig), _Screen(sys.stdout)
-    screen.show(_tables(kubectl))
+    show = _tables if screen.live else _lines
+    screen.show(show(kubectl))
     while True:
         time.sleep(REFRESH_S)
         try:
-            screen.show(_tables(kubectl))
+            screen.show(show(kubectl))
         except ClusterUnreachableError as err:
             screen.show(str(err))
+
+
+def _lines(kubectl: "Kubectl") -> str:
+    """A line per study, without the ages that change all the time, for a pipe or a log."""
+    from llenergymeasure.cluster_view import progress_line
+
+    return "\n".join(progress_line(s) for s in kubectl.items("get", STUDIES)) or "no studies yet"
 
 
 def logs(

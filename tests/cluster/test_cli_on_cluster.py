@@ -231,6 +231,22 @@ def test_status_w_waits_and_tells_by_its_exit_code(
     assert waiting.returncode == code
 
 
+def test_watch_goes_on_until_ctrl_c(kube: Kube, applied: str, tmp_path: Path) -> None:
+    """In a pipe each change of any study is told once; Ctrl-C ends it."""
+    watching = start("watch", "-n", kube.namespace, cwd=tmp_path, env=variables(kube))
+    assert watching.stdout is not None
+    first = watching.stdout.readline()
+    tell(kube, "est", applied, ACCEPTED, RUNNING, counts={"total": 4, "running": 1})
+    second = watching.stdout.readline()
+
+    watching.send_signal(signal.SIGINT)
+    watching.communicate(timeout=30)
+
+    assert first.startswith("sweep: New")
+    assert second.startswith("sweep: Running, 0 of 4 runs completed")
+    assert watching.returncode == 130
+
+
 def test_why_takes_the_reason_from_the_run_that_waits(kube: Kube, run: Llem, applied: str) -> None:
     """The scheduler's words are in the condition of a child; the sentence carries them."""
     assert "waits for the operator" in run("why", applied).out
