@@ -227,7 +227,11 @@ def check_runners(study: StudyConfig, user: UserConfig, flag: str | None = None)
     if foreign:
         names = ", ".join(f"{b}: {r}" for b, r in foreign.items())
         raise PreFlightError(
-            [BackendMissingError(f"runner {names}: this version runs locally only; use --runner local")]
+            [
+                BackendMissingError(
+                    f"runner {names}: this version starts no containers; use --runner local or kubernetes"
+                )
+            ]
         )
     if len(backends) > 1:
         raise PreFlightError(
