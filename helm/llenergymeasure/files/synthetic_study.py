@@ -7,8 +7,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
-ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 NAME, NAMESPACE = os.environ["STUDY_NAME"], os.environ["STUDY_NAMESPACE"]
 SERVER = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
 STUDIES = f"{SERVER}/apis/llem.dev/v1alpha1/namespaces/{NAMESPACE}/energystudies"
@@ -43,10 +44,10 @@ STUDY = {
 
 def request(method: str, url: str, body: object = None) -> dict:
     """One request to the API server as this pod's account."""
-    with open(f"{ACCOUNT}/token") as token:
-        headers = {"Authorization": f"Bearer {token.read()}", "Content-Type": "application/json"}
+    token = (ACCOUNT / "token").read_text()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
-    trust = ssl.create_default_context(cafile=f"{ACCOUNT}/ca.crt")
+    trust = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
     asked = urllib.request.Request(url, data, headers, method=method)
     with urllib.request.urlopen(asked, context=trust, timeout=30) as answer:
         return json.load(answer)
