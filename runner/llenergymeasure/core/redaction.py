@@ -8,7 +8,9 @@ _SECRET = re.compile(
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
     r"|(?i:(?<=authorization: )|(?<=authorization:)|(?<=bearer ))\S{8,}"
 )
-_ASSIGNED = re.compile(r"(?i)\b([\w-]*(?:token|secret|password|passwd|api[_-]?key|access[_-]?key)[\w-]*\s*[=:]\s*['\"]?)([^\s'\",}]{8,})")
+_ASSIGNED = re.compile(
+    r"(?i)\b([\w-]*(?:token|secret|password|passwd|api[_-]?key|access[_-]?key)[\w-]*\s*[=:]\s*['\"]?)([^\s'\",}]{8,})"
+)
 
 
 def redacted(text: str) -> str:
