@@ -16,7 +16,6 @@ _NODE = {
     "containernetworking-plugins": "/usr/lib/cni/bridge",
     "iptables": "/usr/sbin/iptables",
     "iproute2": "/usr/sbin/ip",
-    "conntrack": "/usr/sbin/conntrack",
     "buildah": "/usr/bin/buildah",
     "skopeo": "/usr/bin/skopeo",
     "debootstrap": "/usr/sbin/debootstrap",

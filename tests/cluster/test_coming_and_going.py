@@ -91,12 +91,10 @@ def test_down_after_a_killed_up_leaves_nothing(own_name: tuple[str, ...]) -> Non
 
 
 @pytest.mark.usefixtures("own_node")
-def test_down_of_a_node_with_running_pods_leaves_nothing(
-    kubectl: Kubectl, namespace: str, images: dict[str, str]
-) -> None:
+def test_down_of_a_node_with_running_pods_leaves_nothing(kubectl: Kubectl, images: dict[str, str]) -> None:
     """Pods in full swing end with the node: no process, mount, bridge, rule or cgroup stays."""
-    kubectl.apply(pods.pod("sleeper", pods.spec(images["shell"], "sleep", "987654")), namespace=namespace)
-    kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/sleeper", "--timeout=60s")
+    kubectl.apply(pods.pod("sleeper", pods.spec(images["shell"], "sleep", "987654")))
+    kubectl("wait", "--for=condition=Ready", "pod/sleeper", "--timeout=60s")
     run_cluster("down")
     found = status()
     assert found["traces"] == GONE_NODE

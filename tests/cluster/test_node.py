@@ -15,7 +15,19 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers(); self.wfile.write(b"hello from " + sys.argv[1].encode())
 http.server.HTTPServer(("", 8080), Answer).serve_forever()
 """
-FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
+# A Service refuses connections until kube-proxy has heard of its pod, so a client tries again, as everywhere.
+FETCH = """
+import sys, time, urllib.error, urllib.request
+deadline = time.monotonic() + 30
+while True:
+    try:
+        print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())
+        break
+    except urllib.error.URLError:
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.2)
+"""
 
 
 def finished_logs(kubectl: Kubectl, namespace: str, name: str) -> str:
