@@ -193,7 +193,7 @@ def delete(name: Name, namespace: Namespace = None, context: Context = None, kub
             f"?labelSelector={resources.LABEL_STUDY}%3D{name}&propagationPolicy=Background"
         )
         kubectl.run("delete", f"--raw={collection}")  # one request; kubectl's --selector sends one per object
-    where = (obj.get("status") or {}).get("resultsURI")
+    where = (obj.get("status") or {}).get("resultsURI") if st.counts(obj)["completed"] else None
     print(f"{name} is deleted" + (f"; its results stay at {where}" if where else ""))
     managers = st.git_managers(obj)
     if managers:

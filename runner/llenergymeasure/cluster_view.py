@@ -60,9 +60,14 @@ def progress_line(obj: Resource) -> str:
     """A study or experiment in one line, for terminals that are none: state, counts, what it does."""
     said = message_of(obj, "Finished")
     parts = [f"{name_of(obj)}: {status.state(obj)}"]
-    if status.is_study(obj):
+    if status.is_study(obj) and not _tells_counts(said):
         parts.append(_counts_text(obj))
     return ", ".join([*parts, *([said] if said else [])])
+
+
+def _tells_counts(message: str) -> bool:
+    """Whether the operator's own words begin with how many runs are done."""
+    return " runs completed" in message
 
 
 def _counts_text(study: Resource) -> str:
@@ -222,6 +227,8 @@ def why(obj: Resource, children: Sequence[Resource] = (), *, now: datetime) -> s
     name = name_of(obj)
     if obj["metadata"].get("deletionTimestamp"):
         return f"{name} is being deleted."
+    if status.is_new(obj) and status.is_child(obj):
+        return f"{name} waits for its turn in {status.spec_of(obj)['studyRef']['name']}."
     if status.is_new(obj):
         return (
             f"{name} waits for the operator, which has not looked at it in {_age(obj, now)}: "
@@ -262,6 +269,8 @@ def _why_study(study: Resource, children: Sequence[Resource], now: datetime) -> 
     said = message_of(study, "Finished")
     if measuring and not said:
         said = _measures(measuring[0], now)
+    if _tells_counts(said):
+        return sentence(f"{name}: {said}")
     return sentence(f"{name} ({_counts_text(study)}): {said or status.state(study)}")
 
 

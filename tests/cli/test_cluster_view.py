@@ -94,6 +94,18 @@ WHY: dict[str, tuple[dict[str, Any], list[dict[str, Any]], str]] = {
         [],
         "sweep is being deleted.",
     ),
+    "the operator counts itself": (
+        study(
+            ACCEPTED, condition("Finished", "False", "Running", "1 of 2 runs completed; next in 30 s"), counts=COUNTS
+        ),
+        [],
+        "sweep: 1 of 2 runs completed; next in 30 s.",
+    ),
+    "a run whose turn has not come": (
+        {**experiment(), "status": {}},
+        [],
+        "sweep-00000-000000 waits for its turn in sweep.",
+    ),
     "an experiment that waits": (
         experiment(UNSCHEDULABLE),
         [],

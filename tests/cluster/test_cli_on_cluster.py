@@ -357,7 +357,7 @@ def test_delete_takes_the_study_and_all_its_runs(kube: Kube, run: Llem, applied:
     """Study and experiments go, others stay; the sentence says where the results are."""
     children(kube, applied)
     kube.apply(kubes.experiment("alone"))
-    tell(kube, "est", applied, ACCEPTED, *DONE, resultsURI="s3://b/p/sweep-1")
+    tell(kube, "est", applied, ACCEPTED, *DONE, counts={"completed": 4}, resultsURI="s3://b/p/sweep-1")
 
     ended = run("delete", applied)
 
