@@ -47,15 +47,15 @@ class Api:
 
     async def __aenter__(self) -> "Api":
         if Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists():
-            config.load_incluster_config()  # type: ignore[no-untyped-call]  # the client ships partial types
+            config.load_incluster_config()
         else:
-            await config.load_kube_config()  # type: ignore[no-untyped-call]
+            await config.load_kube_config()
         self._client = client.ApiClient()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._client is not None
-        await self._client.close()  # type: ignore[no-untyped-call]
+        await self._client.close()
 
     async def request(
         self,
@@ -80,7 +80,7 @@ class Api:
                 body=body,
                 auth_settings=["BearerToken"],
             )
-            response = await self._client.rest_client.request(  # type: ignore[no-untyped-call]
+            response = await self._client.rest_client.request(
                 method, url, headers=headers, body=data, _request_timeout=REQUEST_TIMEOUT_S
             )
             raw, status, retry_after = await response.read(), response.status, response.getheader("Retry-After")

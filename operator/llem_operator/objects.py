@@ -367,8 +367,8 @@ def _volumes(attempt: Attempt) -> list[dict[str, Any]]:
 def _mounts(attempt: Attempt) -> list[dict[str, Any]]:
     results, cache = attempt.results, attempt.template.get("modelCache") or {}
     mounts: list[dict[str, Any]] = [
-        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  (an emptyDir of the pod's own)
+        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  (likewise)
         {"name": "cache", "mountPath": CACHE_FOLDER, **({"subPath": cache["subPath"]} if cache.get("subPath") else {})},
     ]
     if results.get("pvc"):
