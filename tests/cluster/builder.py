@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import containers
 from places import IMAGES, ClusterError, say
 
 BASE = "localhost/llem-test-base:1"
@@ -47,6 +48,18 @@ def write_layout(reference: str, layout: Path, *, compressed: bool = False) -> N
     source = f"containers-storage:[overlay@{IMAGES / 'storage'}+{IMAGES / 'run'}]{reference}"
     options = [] if compressed else ["--dest-oci-accept-uncompressed-layers"]
     _run("skopeo", "copy", "--quiet", *options, source, f"oci:{layout}")
+
+
+def let_go() -> None:
+    """Unmount what builds, also killed ones, have left mounted; nobody else may be building."""
+    if containers.mounts(IMAGES):
+        _buildah("rm", "--all")
+        containers.unmount_all(IMAGES)
+
+
+def prune() -> None:
+    """Delete layers that belong to no named image."""
+    _buildah("rmi", "--prune", "--force")
 
 
 def _make_base() -> None:

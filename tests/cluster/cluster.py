@@ -24,7 +24,7 @@ import packages
 import processes
 from certificates import Authority
 from control_plane import Cluster
-from places import CLUSTERS, ClusterError, locked, say
+from places import CLUSTERS, IMAGES, ClusterError, locked, say
 
 _NODE_NAME = "node"  # one machine has room for one: kubelets share folders, bridge and rules
 _CONTROL_PLANE_NAME = "control-plane"
@@ -73,6 +73,8 @@ def down(place: Place) -> None:
     """Stop the cluster; nothing of it stays but the caches."""
     with locked(place.lock):
         _remove(place)
+    if place.with_node:
+        images.let_go()
     say(f"{place.name}: down")
 
 
@@ -145,7 +147,7 @@ def _traces(place: Place) -> dict[str, object]:
     """What of this cluster is on the machine outside its state folder: all empty after `down`."""
     return {
         "processes": processes.running(place.state),
-        "mounts": containers.mounts(place.state),
+        "mounts": containers.mounts(place.state) + (containers.mounts(IMAGES) if place.with_node else []),
         **({"bridge": network.bridge_exists(), "rules": len(network.rules())} if place.with_node else {}),
         **({"cgroup": containers.cgroup_exists()} if place.with_node else {}),
     }

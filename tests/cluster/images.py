@@ -95,6 +95,8 @@ def build(image: Image) -> str:
             say(f"building image {image.reference} ...")
             builder.build(image.reference, image.dockerfile, image.context, _arguments(image), target=image.target)
             _write_note(image, "built", digest)
+            _prune_replaced_torch(image)
+            builder.let_go()
             say(f"  {image.reference}: {time.monotonic() - begin:.0f} s")
     return digest
 
@@ -110,8 +112,23 @@ def load(state: Path, wanted: tuple[Image, ...]) -> None:
                 say(f"importing {image.reference} ...")
                 _import(state, image)
                 _forget_replaced(state)
+                builder.let_go()
                 _write_note(image, "loaded", digest)
                 say(f"  {image.reference}: {time.monotonic() - begin:.0f} s")
+
+
+def let_go() -> None:
+    """Wait for whoever builds and unmount what builds have left."""
+    with locked(IMAGES / ".lock"):
+        builder.let_go()
+
+
+def _prune_replaced_torch(image: Image) -> None:
+    """After a new lock, free the five gigabytes of the old one; the next build of code takes seconds longer."""
+    digest = _note(_TORCH, "built")
+    if image is PYTORCH and _note(_TORCH, "pruned") != digest:
+        builder.prune()
+        _write_note(_TORCH, "pruned", digest)
 
 
 def _arguments(image: Image) -> dict[str, str]:
