@@ -99,11 +99,18 @@ def job_is_live(job: Mapping[str, Any]) -> bool:
     return _job_end(job) is None
 
 
+def _suspended(job: Mapping[str, Any]) -> bool:
+    """Whether a queueing system holds a Job back; for a moment after its word the Job's own condition still says so."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    held = any(c["type"] == "Suspended" and c["status"] == "True" for c in conditions)
+    return held or bool((job.get("spec") or {}).get("suspend"))
+
+
 def _without_pod(
     job: Mapping[str, Any], end: Mapping[str, Any] | None, events: Sequence[Mapping[str, Any]]
 ) -> Progress:
     if end is None:
-        if (job.get("spec") or {}).get("suspend"):
+        if _suspended(job):
             return Waiting("WaitingForQueue", "the Job is suspended by a queueing system")
         rejected = [e for e in events if e.get("reason") == "FailedCreate"]
         if rejected:
@@ -211,7 +218,7 @@ def _ended(job: Mapping[str, Any], pod: Mapping[str, Any], terminated: Mapping[s
         failure.message if failure else str(status.get("message") or (terminated or {}).get("reason") or "")
     )
     tail = redacted(message)[-LOG_TAIL_CHARS:] if message and record is None else None
-    if (job.get("spec") or {}).get("suspend"):
+    if _suspended(job):
         return Ended("Preempted", "WaitingForQueue", TAKEN_BACK, "none", code, end, record, tail)
     disrupted = _condition(pod, "DisruptionTarget")
     if disrupted and disrupted.get("status") == "True":

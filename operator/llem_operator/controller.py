@@ -22,7 +22,7 @@ from llem_operator.decision import (
     ExpireJob,
     WriteExperimentStatus,
 )
-from llem_operator.experiment import ExperimentFacts, end_attempt, reconcile_experiment
+from llem_operator.experiment import ExperimentFacts, end_attempt, open_attempt, reconcile_experiment
 from llem_operator.judgements import Judgements
 from llem_operator.objects import job_object, owner_uid
 from llem_operator.settings import Settings
@@ -237,7 +237,7 @@ class Controller:
             decision = reconcile_experiment(facts, now)
         written = await self._write(experiment, decision)
         for action in decision.actions:
-            await self._act_for_experiment(action, facts, written)
+            written = await self._act_for_experiment(action, facts, written)
         moved = written is not experiment
         again = (key,) if moved and not written["status"].get("finished") else ()
         return Look(decision.requeue_at, (*again, *(self._study_key(key) if moved else ())))
@@ -260,7 +260,8 @@ class Controller:
         jobs, pods = self._cache.jobs.of(name), self._cache.pods.of(name)
         plan = await self._judge.study(study) if study is not None else None
         judged: Configuration | Refused = self._judge.experiment(experiment, study)
-        common = {"judged": judged, "jobs": jobs, "pods": pods, "events": await self._rejections(name[0], jobs, pods)}
+        events = await self._rejections(open_attempt(experiment.get("status") or {}), jobs, pods)
+        common = {"judged": judged, "jobs": jobs, "pods": pods, "events": events}
         if study is None or not isinstance(plan, Accepted):
             results = (study or experiment)["spec"].get("results") or self._settings.results
             return ExperimentFacts(experiment, study, results=results, **common)  # type: ignore[arg-type]  # one record
@@ -280,18 +281,21 @@ class Controller:
         )
 
     async def _rejections(
-        self, namespace: str, jobs: Sequence[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]
+        self,
+        row: Mapping[str, Any] | None,
+        jobs: Sequence[Mapping[str, Any]],
+        pods: Sequence[Mapping[str, Any]],
     ) -> list[dict[str, Any]]:
-        """Events of a Job that has no pod after a while: the only place where a rejected pod is told."""
-        if pods or not jobs:
+        """Events of the open attempt's Job that has no pod after a while: only there is a rejected pod told."""
+        job = next((j["metadata"] for j in jobs if row and j["metadata"]["name"] == row["jobName"]), None)
+        if job is None or any(owner_uid(p) == job["uid"] for p in pods):
             return []
-        job = jobs[-1]["metadata"]
         created = parse(job.get("creationTimestamp"))
         if created is None or self._now() - created < timedelta(seconds=NO_POD_S):
             return []
         at, events = self._events_read.get(job["uid"], (-1e9, []))
         if self._monotonic() - at >= EVENTS_EVERY_S:
-            events = await self._cluster.events_of(namespace, job["uid"])
+            events = await self._cluster.events_of(job["namespace"], job["uid"])
             self._events_read[job["uid"]] = (self._monotonic(), events)
             while len(self._events_read) > 256:
                 self._events_read.pop(next(iter(self._events_read)))
@@ -314,18 +318,25 @@ class Controller:
             for obj in found:
                 shelf.put(lean(obj))
 
-    async def _act_for_experiment(self, action: Action, facts: ExperimentFacts, written: dict[str, Any]) -> None:
+    async def _act_for_experiment(
+        self, action: Action, facts: ExperimentFacts, written: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Carry out an action; gives the experiment as it is then."""
         match action:
             case CreateJob(attempt):
-                await self._create_job(job_object(attempt, self._settings), facts, written)
+                return await self._create_job(job_object(attempt, self._settings), facts, written)
             case DeleteJob(namespace, name, uid):
                 await self._cluster.delete_job(namespace, name, uid)
             case ExpireJob(namespace, name, ttl_s):
                 await self._cluster.expire_job(namespace, name, ttl_s)
             case _:
                 raise AssertionError(f"an experiment does not decide {action}")
+        return written
 
-    async def _create_job(self, manifest: dict[str, Any], facts: ExperimentFacts, written: dict[str, Any]) -> None:
+    async def _create_job(
+        self, manifest: dict[str, Any], facts: ExperimentFacts, written: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Create an attempt's Job; a refusal is said in the status, and where it may pass the next look tries again."""
         try:
             self._cache.jobs.put(lean_job(await self._cluster.create_job(manifest)))
         except TakenError as err:
@@ -336,12 +347,13 @@ class Controller:
             )
             if err.status in (400, 422):
                 ended = Ended("Failed", "InvalidTemplate", err.message, end=self._now())
-                await self._write(written, end_attempt(live, dict(live.status), ended, self._now()))
-                return
-            if err.status == 403:
-                status = live.going_on(live.status, self._now(), "Forbidden", err.message)
-                await self._write(written, Decision(status))
-            raise
+                return await self._write(written, end_attempt(live, dict(live.status), ended, self._now()))
+            if err.status != 403:
+                raise
+            log.warning("%s", err)
+            forbidden = live.going_on(live.status, self._now(), "Forbidden", err.message)
+            return await self._write(written, Decision(forbidden))
+        return written
 
 
 def _irreversible(facts: ExperimentFacts, decision: Decision) -> bool:

@@ -187,14 +187,13 @@ def _attempting(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -
     if isinstance(state, Waiting) and state.reason == "WaitingForQueue" and row.get("start"):
         return end_attempt(facts, status, Ended("Preempted", "WaitingForQueue", TAKEN_BACK, end=now), now)
     if isinstance(state, Waiting):
-        return _waiting(facts, status, row, state, now)
+        return _waiting(facts, status, job, state, now)
     return _running(facts, status, job, state, now)
 
 
-def _pending_deadline(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -> datetime:
-    """When an attempt that has not started is given up."""
-    seconds = objects.deadlines_of(facts.experiment, facts.study)["pendingSeconds"]
-    return (parse(row["created"]) or now) + timedelta(seconds=seconds)
+def _pending_seconds(facts: ExperimentFacts) -> float:
+    """How long an attempt may wait for its start."""
+    return float(objects.deadlines_of(facts.experiment, facts.study)["pendingSeconds"])
 
 
 def _stop_at_once(facts: ExperimentFacts) -> bool:
@@ -204,17 +203,18 @@ def _stop_at_once(facts: ExperimentFacts) -> bool:
 def _without_job(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -> Decision:
     """The attempt has begun, its Job is not there: never made, or deleted by hand."""
     if row.get("jobUID"):
-        lost = Ended("Lost", "JobDeleted", f"Job {row['jobName']} was deleted by hand", "infrastructure", end=now)
-        return end_attempt(facts, dict(facts.status), lost, now)
+        deleted = Ended("Lost", "JobDeleted", f"Job {row['jobName']} was deleted by hand", "infrastructure", end=now)
+        return end_attempt(facts, dict(facts.status), deleted, now)
     if _stop_at_once(facts):
         return end_attempt(facts, dict(facts.status), Ended("Preempted", "Suspended", "not started", end=now), now)
-    deadline = _pending_deadline(facts, row, now)
-    if now >= deadline:
-        why = find(facts.status.get("conditions") or (), "Finished") or {}
+    stray = _live_jobs(facts, row["jobName"])
+    lost = {a.get("podUID") for a in facts.status["attempts"] if a.get("reason") == "NodeLost"}  # listed for ever
+    blocked = [p["metadata"]["name"] for p in facts.pods if _alive(p) and p["metadata"]["uid"] not in lost]
+    why = find(facts.status.get("conditions") or (), "Finished") or {}
+    deadline = (parse(row["created"]) or now) + timedelta(seconds=_pending_seconds(facts))
+    if now >= deadline and (stray or blocked or why.get("reason") == "Forbidden"):  # not for an operator's own absence
         late = Ended("Failed", "TimedOut", f"its Job could not be made in time: {why.get('message', '')}", end=now)
         return end_attempt(facts, dict(facts.status), late, now)
-    stray = _live_jobs(facts, row["jobName"])
-    blocked = [p["metadata"]["name"] for p in facts.pods if _alive(p)]
     if stray or blocked:
         message = f"waits until an earlier attempt is gone: {', '.join(blocked) or 'its Job'}"
         status = facts.going_on(facts.status, now, "Creating", message)
@@ -223,7 +223,7 @@ def _without_job(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) 
         refused = Ended("Failed", facts.judged.reason, facts.judged.message, end=now)
         return end_attempt(facts, dict(facts.status), refused, now)
     job = CreateJob(attempt_of(facts, facts.judged, int(row["attempt"])))
-    return Decision(facts.going_on(facts.status, now, "Creating", "the Job is being created"), (job,))
+    return Decision(None, (job,), now + timedelta(seconds=NO_POD_S))  # the row says enough; a refusal stays to be read
 
 
 def attempt_of(facts: ExperimentFacts, configuration: Configuration, number: int) -> objects.Attempt:
@@ -274,16 +274,20 @@ def _newest_pod(facts: ExperimentFacts, job: Mapping[str, Any]) -> Mapping[str, 
 
 
 def _waiting(
-    facts: ExperimentFacts, status: dict[str, Any], row: Mapping[str, Any], state: Waiting, now: datetime
+    facts: ExperimentFacts, status: dict[str, Any], job: Mapping[str, Any], state: Waiting, now: datetime
 ) -> Decision:
-    created = parse(row["created"]) or now
-    deadline = _pending_deadline(facts, row, now)
-    if state.reason != "WaitingForQueue" and now >= deadline:
-        message = f"no start within {(deadline - created).total_seconds():g} s: {state.message}"
-        return end_attempt(facts, status, Ended("Failed", state.reason, message, end=now), now)
-    check = created + timedelta(seconds=NO_POD_S) if state.reason == "WaitingForPod" else deadline
-    requeue = check if check > now else now + timedelta(seconds=NO_POD_S)
+    """Wait until the deadline; it counts from when the Job was made or, later, left its queue (its startTime)."""
     said = facts.going_on(status, now, state.reason, state.message)
+    if state.reason == "WaitingForQueue":
+        return Decision(said)
+    created = parse(job["metadata"].get("creationTimestamp")) or now
+    begun = max(created, parse((job.get("status") or {}).get("startTime")) or created)
+    deadline = begun + timedelta(seconds=_pending_seconds(facts))
+    if now >= deadline:
+        message = f"no start within {_pending_seconds(facts):g} s: {state.message}"
+        return end_attempt(facts, status, Ended("Failed", state.reason, message, end=now), now)
+    check = begun + timedelta(seconds=NO_POD_S) if state.reason == "WaitingForPod" else deadline
+    requeue = check if check > now else now + timedelta(seconds=NO_POD_S)
     return Decision(said, requeue_at=min(requeue, deadline))
 
 

@@ -75,6 +75,8 @@ class Machines:
         if plural == "jobs" and change == "ADDED":
             self._one_live_job(obj)
             virtual_time.later(POD_AFTER_S, self._begin_job, name, uid)
+        elif plural == "jobs" and change == "MODIFIED":
+            self._suspend_or_resume(obj)
         elif plural == "pods" and change == "ADDED":
             virtual_time.later(NODE_AFTER_S, self._schedule, name, uid)
         elif plural == "pods" and change == "MODIFIED" and obj["metadata"].get("deletionTimestamp"):
@@ -108,7 +110,7 @@ class Machines:
         if job is None or job["spec"].get("suspend"):
             return
         if "startTime" not in (job.get("status") or {}):
-            start = {"status": {"startTime": whole_seconds(virtual_time.now()), "active": 0}}
+            start = {"status": {"startTime": whole_seconds(virtual_time.now()), "active": 0, "conditions": None}}
             self.server.edit("jobs", *name, start, status=True)
         life = self._life(job)
         if life.rejected:
@@ -120,6 +122,20 @@ class Machines:
         metadata = {"namespace": name[0], "name": f"{name[1]}-{uid[:5]}", "ownerReferences": [owner]}
         pod = {"metadata": {**template["metadata"], **metadata}, "spec": template["spec"]}
         self.server.create("pods", {**pod, "status": {"phase": "Pending"}})
+
+    def _suspend_or_resume(self, job: Object) -> None:
+        """As Kueue asks for by spec.suspend: pods go, startTime starts anew."""
+        name = (job["metadata"]["namespace"], job["metadata"]["name"])
+        status = job.get("status") or {}
+        marked = any(c["type"] == "Suspended" for c in status.get("conditions") or ())
+        if job["spec"].get("suspend") and not marked and not _job_over(job):
+            held = {"type": "Suspended", "status": "True", "reason": "JobSuspended"}
+            self.server.edit("jobs", *name, {"status": {"startTime": None, "conditions": [held]}}, status=True)
+            for pod in self.server.all("pods"):
+                if _owned(pod, job):
+                    self.server.delete("pods", name[0], pod["metadata"]["name"])
+        elif marked and not job["spec"].get("suspend"):
+            virtual_time.later(POD_AFTER_S, self._begin_job, name, job["metadata"]["uid"])
 
     def _tell(self, job: Object, reason: str, message: str) -> None:
         about = {"uid": job["metadata"]["uid"], "name": job["metadata"]["name"]}
@@ -294,7 +310,8 @@ class Machines:
 
 
 def _job_over(job: Object) -> bool:
-    return any(c["status"] == "True" for c in (job.get("status") or {}).get("conditions") or ())
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return any(c["status"] == "True" and c["type"] in ("Complete", "Failed") for c in conditions)
 
 
 def _owned(pod: Object, job: Object) -> bool:

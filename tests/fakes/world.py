@@ -62,6 +62,9 @@ class Connection(Api):
         fault = self._world.count_write(method, path) if method != "GET" else None
         if fault in ("crash before", "conflict", "500 before", "503", "429", "reset"):
             await self._fail(fault)
+        refused = self._world.refuse(method, path, body)
+        if refused is not None:
+            raise refused
         answer = self._world.server.answer(method, path, query or {}, body, content_type)
         if fault is not None:
             await self._fail(fault)
@@ -146,6 +149,7 @@ class World:
     nodes: tuple[str, ...] = ("node-a",)
     settings: Settings = SETTINGS
     faults: dict[int, FaultKind] = field(default_factory=dict)
+    refuse: Callable[[str, str, Any], ApiError | None] = lambda _method, _path, _body: None  # a policy of the cluster
 
     def __post_init__(self) -> None:
         """Build it around the running loop."""
@@ -219,6 +223,20 @@ class World:
             f"{o['metadata']['name']}: {o['status']['conditions'][-1]}" for o in self.server.all("energyexperiments")
         ]
         return "\n".join(lines[:20])
+
+    def experiment(self, index: int = 0) -> Object:
+        """A child of the study, or the only experiment."""
+        return self.server.all("energyexperiments")[index]
+
+    def spec(self, patch: Object, name: str = "sweep") -> None:
+        """Edit a study's specification."""
+        self.server.edit("energystudies", "bench", name, {"spec": patch})
+
+    def status_patches(self, since: int = 0) -> list[str]:
+        """Names whose status was written."""
+        return [
+            path.split("/")[-2] for _, method, path in self.writes[since:] if method == "PATCH" and "/status" in path
+        ]
 
     async def writes_while_idle(self, seconds: float = 700.0) -> list[tuple[float, str, str]]:
         """O7: what is written when nothing changes."""
