@@ -507,7 +507,7 @@ def test_columns_of_a_study(kube: Kube) -> None:
     assert row.pop("AGE")
     assert row == {
         "NAME": "seen", "STATE": "WaitingForGap", "TOTAL": "12", "DONE": "7", "FAILED": "2", "INVALID": "1",
-        "RUNNING": "3", "BEST(MJ/TOK)": "41.25",
+        "RUNNING": "3", "BEST-MILLIJOULES/TOKEN": "41.25",
     }  # fmt: skip
     assert wide["DESIGN"] == "0123456789abcdef"
     assert wide["NEXT"] == "2026-01-02T03:04:05Z"
@@ -540,7 +540,7 @@ def test_columns_of_an_experiment(kube: Kube) -> None:
     assert row.pop("AGE")
     assert row == {
         "NAME": "seen", "STATE": "Completed", "STUDY": "s", "INDEX": "4", "CYCLE": "2", "NODE": "node-1",
-        "ENERGY(MJ/TOK)": "41.25", "VERDICT": "valid",
+        "MILLIJOULES/TOKEN": "41.25", "VERDICT": "valid",
     }  # fmt: skip
     assert (wide["ATTEMPT"], wide["REASON"], wide["GPU"], wide["HASH"]) == ("2", "ResultStored", "NVIDIA-H100", "ff00")
 

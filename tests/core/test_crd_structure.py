@@ -213,10 +213,10 @@ def test_columns_are_those_of_the_manual(definition: dict[str, Any]) -> None:
     wide = [c["name"].upper() for c in columns if c.get("priority")]
 
     if definition is STUDY:
-        assert shown == ["STATE", "TOTAL", "DONE", "FAILED", "INVALID", "RUNNING", "BEST(MJ/TOK)", "AGE"]
+        assert shown == ["STATE", "TOTAL", "DONE", "FAILED", "INVALID", "RUNNING", "BEST-MILLIJOULES/TOKEN", "AGE"]
         assert wide == ["DESIGN", "NEXT", "MESSAGE"]
     else:
-        assert shown == ["STATE", "STUDY", "INDEX", "CYCLE", "NODE", "ENERGY(MJ/TOK)", "VERDICT", "AGE"]
+        assert shown == ["STATE", "STUDY", "INDEX", "CYCLE", "NODE", "MILLIJOULES/TOKEN", "VERDICT", "AGE"]
         assert wide == ["ATTEMPT", "REASON", "GPU", "HASH"]
 
 
