@@ -4,12 +4,15 @@ import pytest
 
 from cluster.commands import HERE
 from cluster.fixtures import (
+    bench,
     control_plane,
     control_plane_kubectl,
     images,
     kubectl,
     namespace,
     node,
+    node_api,
+    node_helm,
     node_was_up,
     object_store,
 )
@@ -17,12 +20,15 @@ from cluster.kube import api_server
 
 __all__ = [
     "api_server",
+    "bench",
     "control_plane",
     "control_plane_kubectl",
     "images",
     "kubectl",
     "namespace",
     "node",
+    "node_api",
+    "node_helm",
     "node_was_up",
     "object_store",
 ]

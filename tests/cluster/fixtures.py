@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.charts import Helm, program
 from cluster.commands import REAL_ENVIRONMENT, Kubectl, ObjectStore, run_cluster, status
+from cluster.kube import Kube
+from cluster.operators import Bench, installed
 
 # LLEM_TEST_EXISTING=1 KUBECONFIG=…: run against that cluster, which must have the images, instead of starting one.
 EXISTING = REAL_ENVIRONMENT.get("KUBECONFIG") if REAL_ENVIRONMENT.get("LLEM_TEST_EXISTING") == "1" else None
@@ -76,3 +79,22 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
 def object_store(node: Path) -> ObjectStore:
     """The S3 server beside the node."""
     return ObjectStore(**status()["object_store"])
+
+
+@pytest.fixture(scope="session")
+def node_api(kubectl: Kubectl) -> Kube:
+    """The API server of the cluster with a node."""
+    return Kube(kubectl.kubeconfig, Path(kubectl.program))
+
+
+@pytest.fixture(scope="session")
+def node_helm(node_api: Kube, tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """helm for the cluster with a node."""
+    return Helm(program("helm"), tmp_path_factory.mktemp("helm"), node_api.kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def bench(node_api: Kube, node_helm: Helm, images: dict[str, str], object_store: ObjectStore) -> Iterator[Bench]:
+    """An operator, installed by the chart, that tests share; each uses studies of names of its own."""
+    with installed(node_api, node_helm, images, object_store) as found:
+        yield found
