@@ -21,7 +21,6 @@ REASONS: dict[str, str] = {
     "ExpanderChanged": "This operator would expand the design differently from the one that accepted it.",
     "NameTaken": "An object of a name that the study needs exists and belongs to something else.",
     "Forbidden": "The API server refuses a request; the message names verb and resource.",
-    "TooLarge": "The status does not fit into one object.",
     "Expanding": "Experiments are being created.",
     "AllCreated": "Every run has its experiment.",
     "Pending": "Waits for its turn.",

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from llem_operator.acceptance import Accepted, Configuration, Refused
 from llem_operator.api import ApiError
-from llem_operator.attempts import NO_POD_S, Ended
+from llem_operator.attempts import NO_POD_S, Ended, is_starting
 from llem_operator.cache import Cache, lean_job, lean_pod
 from llem_operator.children import last_ends
 from llem_operator.cluster import Cluster, TakenError
@@ -27,7 +27,7 @@ from llem_operator.judgements import Judgements
 from llem_operator.objects import job_object, owner_uid
 from llem_operator.settings import Settings
 from llem_operator.study import StudyFacts, reconcile_study
-from llem_operator.study_status import stalled
+from llem_operator.study_status import Trouble
 from llem_operator.timestamps import parse, whole_seconds
 from llem_operator.transitions import changed
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 STATUS_PACE_S = 1.0
 EVENTS_EVERY_S = 20.0
+TROUBLE_PAUSE_S = 15.0
 DISPENSABLE = ("manifest", "nodes", "baselines", "active", "recentFailures", "skipped", "best", "logTail", "warnings")
 """What a status can do without when the API server finds it too large or refuses a part of it."""
 
@@ -72,6 +73,7 @@ class Controller:
         self._now, self._monotonic = now, monotonic
         self._judge = Judgements(settings)
         self._written_at: dict[str, float] = {}
+        self._troubles: dict[str, Trouble] = {}  # by study UID, so that a status says it once, not at every try
         self._events_read: dict[str, tuple[float, list[dict[str, Any]]]] = {}
 
     async def look(self, key: Key) -> Look:
@@ -105,31 +107,27 @@ class Controller:
             if gone is not None:
                 self._judge.forget(gone["metadata"]["uid"])
                 self._written_at.pop(gone["metadata"]["uid"], None)
+                self._troubles.pop(gone["metadata"]["uid"], None)
             return Look()
         self._cache.put_study(study)
         uid = study["metadata"]["uid"]
         judged = await self._judge.study(study)
-        facts = StudyFacts(study, judged, self._cache.children_of(uid))
+        facts = StudyFacts(study, judged, self._cache.children_of(uid), self._troubles.get(uid))
         now = self._now()
         decision = reconcile_study(facts, now)
         late = self._too_soon(study, decision)
         if not late:
             await self._write(study, decision)
-        taken: dict[str, str] = {}
-        dirty: list[Key] = [*self._to_be_stopped(study)]
-        try:
-            for action in decision.actions:
-                dirty += await self._act_for_study(action, taken)
-        except ApiError as err:
-            if err.status != 403:
-                raise
-            await self._forbidden(study, err)
-            raise
-        if taken:
-            await self._name_taken(key, taken)
-        times = [decision.requeue_at, now + timedelta(seconds=STATUS_PACE_S) if late else None]
-        times.append(now + timedelta(seconds=10) if taken else None)
-        return Look(min((t for t in times if t is not None), default=None), tuple(dirty))
+        trouble, dirty = await self._act_for_study(decision)
+        if trouble:
+            self._troubles[uid] = trouble
+        else:
+            self._troubles.pop(uid, None)
+        if trouble != facts.trouble:
+            dirty.append(key)  # to say so
+        times = [now + timedelta(seconds=TROUBLE_PAUSE_S) if trouble else decision.requeue_at]
+        times.append(now + timedelta(seconds=STATUS_PACE_S) if late else None)
+        return Look(min((t for t in times if t is not None), default=None), (*dirty, *self._to_be_stopped(study)))
 
     def _to_be_stopped(self, study: Mapping[str, Any]) -> Iterator[Key]:
         """Running experiments of a study that is suspended at once."""
@@ -187,25 +185,27 @@ class Controller:
         except ApiError as err:
             log.warning("no event about %s: %s", after["metadata"]["name"], err)
 
-    async def _forbidden(self, study: Mapping[str, Any], err: ApiError) -> None:
-        """Say which request was refused; the queue tries again with a growing pause."""
-        live = await self._cluster.study(study["metadata"]["namespace"], study["metadata"]["name"])
-        if live is not None:
-            await self._cluster.write_status(live, stalled(live, "Forbidden", err.message, self._now()))
+    async def _act_for_study(self, decision: Decision) -> tuple[Trouble | None, list[Key]]:
+        """Carry out a study's actions; gives what stands in their way, and the keys that they made dirty."""
+        trouble: Trouble | None = None
+        dirty: list[Key] = []
+        try:
+            for action in decision.actions:
+                try:
+                    dirty += await self._act_on_experiment(action)
+                except TakenError as err:
+                    trouble = trouble or ("NameTaken", str(err))
+        except ApiError as err:
+            if err.status != 403:
+                raise
+            log.warning("%s", err)
+            trouble = ("Forbidden", err.message)
+        return trouble, dirty
 
-    async def _name_taken(self, key: Key, taken: Mapping[str, str]) -> None:
-        live = await self._cluster.study(key.namespace, key.name)
-        if live is not None:
-            text = next(iter(taken.values()))
-            await self._cluster.write_status(live, stalled(live, "NameTaken", text, self._now()))
-
-    async def _act_for_study(self, action: Action, taken: dict[str, str]) -> list[Key]:
+    async def _act_on_experiment(self, action: Action) -> list[Key]:
         match action:
             case CreateExperiment(manifest):
-                try:
-                    self._cache.put_experiment(await self._cluster.create_experiment(manifest))
-                except TakenError as err:
-                    taken[manifest["metadata"]["name"]] = str(err)
+                self._cache.put_experiment(await self._cluster.create_experiment(manifest))
                 return []
             case WriteExperimentStatus(namespace, name, change):
                 live = await self._cluster.experiment(namespace, name)
@@ -260,7 +260,7 @@ class Controller:
         jobs, pods = self._cache.jobs.of(name), self._cache.pods.of(name)
         plan = await self._judge.study(study) if study is not None else None
         judged: Configuration | Refused = self._judge.experiment(experiment, study)
-        events = await self._rejections(open_attempt(experiment.get("status") or {}), jobs, pods)
+        events = await self._silent_refusals(open_attempt(experiment.get("status") or {}), jobs, pods)
         common = {"judged": judged, "jobs": jobs, "pods": pods, "events": events}
         if study is None or not isinstance(plan, Accepted):
             results = (study or experiment)["spec"].get("results") or self._settings.results
@@ -280,23 +280,27 @@ class Controller:
             **common,  # type: ignore[arg-type]  # one record
         )
 
-    async def _rejections(
+    async def _silent_refusals(
         self,
         row: Mapping[str, Any] | None,
         jobs: Sequence[Mapping[str, Any]],
         pods: Sequence[Mapping[str, Any]],
     ) -> list[dict[str, Any]]:
-        """Events of the open attempt's Job that has no pod after a while: only there is a rejected pod told."""
+        """Events of a Job that has no pod after a while, or of a pod that does not start: nowhere else is the reason."""
         job = next((j["metadata"] for j in jobs if row and j["metadata"]["name"] == row["jobName"]), None)
-        if job is None or any(owner_uid(p) == job["uid"] for p in pods):
+        if job is None:
             return []
-        created = parse(job.get("creationTimestamp"))
+        pod = next((p for p in pods if owner_uid(p) == job["uid"]), None)
+        if pod is not None and not is_starting(pod):
+            return []
+        about = job if pod is None else pod["metadata"]
+        created = parse(about.get("creationTimestamp"))
         if created is None or self._now() - created < timedelta(seconds=NO_POD_S):
             return []
-        at, events = self._events_read.get(job["uid"], (-1e9, []))
+        at, events = self._events_read.get(about["uid"], (-1e9, []))
         if self._monotonic() - at >= EVENTS_EVERY_S:
-            events = await self._cluster.events_of(job["namespace"], job["uid"])
-            self._events_read[job["uid"]] = (self._monotonic(), events)
+            events = await self._cluster.events_of(about["namespace"], about["uid"])
+            self._events_read[about["uid"]] = (self._monotonic(), events)
             while len(self._events_read) > 256:
                 self._events_read.pop(next(iter(self._events_read)))
         return events

@@ -24,7 +24,7 @@ from llem_operator.decision import (
 )
 from llem_operator.memory import Row, remembered, restored, row_of
 from llem_operator.objects import experiment_object
-from llem_operator.study_status import Situation, compose, refused, stalled
+from llem_operator.study_status import Situation, Trouble, compose, refused, stalled
 from llenergymeasure.core.plan import Run
 
 BATCH = 50
@@ -35,12 +35,12 @@ PROBE_AFTER_S = 60.0
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """A study as read live, what acceptance said of it, its experiments by index, and names that others hold."""
+    """A study as read live, what acceptance said of it, its experiments by index, what stopped the last step."""
 
     study: Mapping[str, Any]
     judged: Accepted | Refused
     children: Mapping[int, Child] = field(default_factory=dict)
-    taken: Mapping[str, str] = field(default_factory=dict)  # name → why it cannot be created
+    trouble: Trouble | None = None
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -86,7 +86,7 @@ def reconcile_study(facts: StudyFacts, now: datetime) -> Decision:
         tripped=plan.tripped,
         unsettled=bool(repairs) or len(breaker) > 0 or bool(starts),
         starting=bool(starts),
-        taken=facts.taken,
+        trouble=facts.trouble,
     )
     soon = now + timedelta(seconds=1) if creations or repairs or breaker else None
     times = [t for t in (next_time, soon) if t is not None]

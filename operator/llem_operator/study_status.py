@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean
 from typing import Any
@@ -17,6 +17,9 @@ from llem_operator.timestamps import text, whole_seconds
 
 INLINE_RUNS = 250
 MAX_ACTIVE, MAX_FAILURES, MAX_BASELINES, FAILURE_CHARS = 16, 5, 16, 256
+Trouble = tuple[str, str]
+"""What keeps an accepted study from going on for now: NameTaken or Forbidden, and the words for it."""
+
 COUNTED = ("pending", "running", "completed", "failed", "cancelled")
 
 
@@ -34,7 +37,7 @@ class Situation:
     tripped: bool
     unsettled: bool
     starting: bool
-    taken: Mapping[str, str] = field(default_factory=dict)
+    trouble: Trouble | None = None
 
     @property
     def old(self) -> Mapping[str, Any]:
@@ -165,7 +168,7 @@ def _said(s: Situation, counts: Mapping[str, int], *, over: bool) -> list[Said]:
     suspended = bool(s.study["spec"].get("suspend"))
     created = counts["total"] - s.missing
     good = over and reason == "Completed"
-    stuck = (over and not good) or bool(s.taken)
+    stuck = (over and not good) or s.trouble is not None
     yes: Status = "True"
     notices = "; ".join(s.accepted.notices)
     return [
@@ -190,7 +193,7 @@ def _said(s: Situation, counts: Mapping[str, int], *, over: bool) -> list[Said]:
         ("Succeeded", (yes if good else "False") if over else "Unknown", reason, message if over else ""),
         ("Finished", yes if over else "False", reason, message),
         ("Ready", "False" if stuck or s.missing else yes, reason, message if stuck else ""),
-        ("Reconciling", yes if s.missing and not s.taken else "False", reason, message if s.missing else ""),
+        ("Reconciling", yes if s.missing and not s.trouble else "False", reason, message if s.missing else ""),
         ("Stalled", yes if stuck else "False", reason, message if stuck else ""),
     ]
 
@@ -205,8 +208,8 @@ def _state(s: Situation, counts: Mapping[str, int], *, over: bool) -> tuple[str,
             return "RunsFailed", f"{done}, {counts['failed']} failed"
         invalid = f", {counts['invalid']} with an invalid verdict" if counts["invalid"] else ""
         return "Completed", f"{done}{invalid}"
-    if s.taken:
-        return "NameTaken", next(iter(s.taken.values()))
+    if s.trouble:
+        return s.trouble
     if s.missing:
         return "Expanding", f"{counts['total'] - s.missing} of {counts['total']} experiments created"
     if s.study["spec"].get("suspend"):

@@ -57,14 +57,23 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._at
 
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        del timeout  # no thread was ever started
-
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in virtual time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main)
+    """Run a coroutine in virtual time; whatever still runs at its end is cancelled."""
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        for _ in range(100):  # wait_for of Python 3.11 may swallow a cancellation
+            rest = asyncio.all_tasks(loop)
+            for task in rest:
+                task.cancel()
+            if not rest:
+                break
+            loop.run_until_complete(asyncio.wait(rest, timeout=0.001))
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 def now() -> datetime:
