@@ -44,8 +44,6 @@ def main() -> int:
     show("kubectl", "apply", "-n", NAMESPACE, "-f", EXAMPLE)
     codes = [show("llem", "status", "-n", NAMESPACE, name, "-w", check=False) for name in STUDIES]
     show("kubectl", "get", "est,eexp", "-n", NAMESPACE)
-    for name in STUDIES:
-        show("llem", "results", "-n", NAMESPACE, name)
     folder = Path(tempfile.mkdtemp(prefix="llem-demo-"))
     for name in STUDIES:
         show("llem", "results", "-n", NAMESPACE, name, "-o", str(folder / name))

@@ -118,6 +118,7 @@ def with_result(status: Mapping[str, Any], end: Ended, results: Mapping[str, Any
     numbers = record.numbers.model_dump(by_alias=True, exclude_none=True)
     summary = {k: v if k in WHOLE_NUMBERS else four_digits(v) for k, v in numbers.items()}
     summary |= _present({"verdict": record.verdict, "energyNullReason": record.energy_null_reason})
+    summary |= {"synthetic": True} if record.synthetic else {}
     result = {
         "uri": objects.public_uri(str(record.uri), results),
         "sha256": record.sha256,

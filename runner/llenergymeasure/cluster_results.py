@@ -17,7 +17,7 @@ from llenergymeasure.core.identity import measurement_config_hash
 from llenergymeasure.core.plan import describe_all
 from llenergymeasure.core.result import JUDGED, ExperimentStatistics, statistic
 from llenergymeasure.core.termination import Numbers
-from llenergymeasure.report import DASH, comparison, counted, grid
+from llenergymeasure.report import DASH, PRETENDED, comparison, counted, grid
 
 KILO, MEBI = 1000, 1024**2 / 1e6  # mJ to J; MiB to MB
 
@@ -35,6 +35,7 @@ class Row:
     node: str | None
     verdict: str | None
     energy_null_reason: str | None
+    synthetic: bool
     numbers: Numbers
     uri: str | None
     sha256: str | None
@@ -126,6 +127,7 @@ def _row(experiment: Resource, digest: str) -> Row:
         node=found.get("node"),
         verdict=summary.get("verdict"),
         energy_null_reason=summary.get("energyNullReason"),
+        synthetic=bool(summary.get("synthetic")),
         numbers=Numbers.model_validate(summary),
         uri=result.get("uri"),
         sha256=result.get("sha256"),
@@ -168,6 +170,8 @@ def text(results: Results) -> str:
     stored, parts = results.stored, []
     if stored:
         parts.append(comparison(statistics(results), []))
+    if any(r.synthetic for r in stored):
+        parts.append(PRETENDED)
     parts += ["\n".join(lines) for lines in (_null_reasons(results), _problems(results)) if lines]
     parts.append(f"{len(stored)} of {counted(results.total, 'run')} completed")
     if stored:
@@ -225,6 +229,7 @@ def _flat(row: Row, summary: str) -> dict[str, Any]:
         "node": row.node,
         "verdict": row.verdict,
         "energy_null_reason": row.energy_null_reason,
+        "synthetic": row.synthetic,
         **row.quantities,
         "result_uri": row.uri,
         "sha256": row.sha256,

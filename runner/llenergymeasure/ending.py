@@ -35,6 +35,7 @@ def stored_record(result: ExperimentResult, stored: Stored, *, adopted: bool = F
         schema_version=result.schema_version,
         adopted=adopted,
         verdict=result.verdict.state,
+        synthetic=result.synthetic,
         energy_null_reason=_energy_null_reason(result),
         window_start=window and result.start_time + timedelta(seconds=window.start_s),
         window_end=window and result.start_time + timedelta(seconds=window.end_s),

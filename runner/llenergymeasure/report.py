@@ -20,6 +20,7 @@ from llenergymeasure.core.sweep import reasons
 from llenergymeasure.store import write_atomically
 
 DASH = "-"
+PRETENDED = "Results marked synthetic are pretended, not measured."
 MAX_MISSING = 20
 ENERGY, SPEED, LATENCY = "energy_per_output_token_j", "tokens_per_second", "latency.p50_ms"
 
@@ -154,7 +155,7 @@ def study_summary(study: StudyResult, results: Sequence[ExperimentResult]) -> st
     warnings = notes(results)
     parts += ["\n".join(warnings)] if warnings else []
     if any(r.synthetic for r in results):
-        parts.append("Results marked synthetic are pretended, not measured.")
+        parts.append(PRETENDED)
     parts += [
         f"failed run {f.index} (cycle {f.cycle}, {f.summary}): {f.error_type}: {f.error_message}" for f in study.failed
     ]

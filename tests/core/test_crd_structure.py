@@ -179,7 +179,7 @@ def test_summary_has_the_numbers_of_the_termination_message() -> None:
     summary = at(EXPERIMENT, ".status.summary")["properties"]
     numbers = Numbers(**dict.fromkeys(Numbers.model_fields, 1)).model_dump(by_alias=True)
 
-    assert set(summary) == {*numbers, "verdict", "energyNullReason"}
+    assert set(summary) == {*numbers, "verdict", "energyNullReason", "synthetic"}
     assert {k for k, f in summary.items() if f["type"] == "integer"} == {"outputTokens", "requests"}
 
 

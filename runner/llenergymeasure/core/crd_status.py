@@ -260,7 +260,8 @@ def _outcome() -> Schema:
         for name in Numbers.model_fields
     }
     verdict = {
-        "verdict": text("Whether the energy can be believed: valid, invalid or unmeasured.", 63),
+        "verdict": text("Whether the energy can be believed: valid, invalid, estimated or unmeasured.", 63),
+        "synthetic": flag("Pretended by an engine or a sensor, not measured."),
         "energyNullReason": text("Why there is no energy.", 300),
     }
     return {

@@ -64,6 +64,7 @@ class TerminationRecord(_Part):
     schema_version: str | None = None
     adopted: bool = False  # the result is an earlier attempt's: measured once, found again
     verdict: str | None = None
+    synthetic: bool = False  # pretended by an engine or a sensor: not a measurement
     energy_null_reason: str | None = Field(None, max_length=300)
     window_start: datetime | None = None
     window_end: datetime | None = None
