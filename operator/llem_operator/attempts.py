@@ -33,6 +33,7 @@ EXITS: dict[int, tuple[str, Budget]] = {
 """Exit code of `llem experiment` → reason and the retry budget that it draws on (docs/reference/exit-codes.md)."""
 
 PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+VOLUME_EVENTS = ("FailedMount", "FailedAttachVolume")  # the pod's status does not tell of a missing Secret
 CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError")
 NO_POD_S = 15  # a rejected pod is silent in the Job, so after this its Events are read
 LOST_MARGIN_S = 120
@@ -86,7 +87,7 @@ def progress(job: Mapping[str, Any], pod: Mapping[str, Any] | None, events: Sequ
     start = _started(pod)
     if start is not None:
         return Running(start, unreachable=_unreachable(pod))
-    return _waiting(pod)
+    return _waiting(pod, events)
 
 
 def _job_end(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -169,6 +170,11 @@ def container_ended(pod: Mapping[str, Any]) -> bool:
     return _terminated(pod) is not None
 
 
+def is_starting(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod has a node and its runner's container has not begun."""
+    return bool((pod.get("spec") or {}).get("nodeName")) and container_start(pod) is None
+
+
 def image_id(pod: Mapping[str, Any]) -> str | None:
     """Digest of the image that ran."""
     return next((s.get("imageID") for s in _statuses(pod)), None)
@@ -188,7 +194,7 @@ def _unreachable(pod: Mapping[str, Any]) -> bool:
     )
 
 
-def _waiting(pod: Mapping[str, Any]) -> Waiting:
+def _waiting(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Waiting:
     scheduled = _condition(pod, "PodScheduled") or {}
     if scheduled.get("status") == "False":
         return Waiting("Unschedulable", str(scheduled.get("message") or "the scheduler has found no node yet"))
@@ -201,6 +207,9 @@ def _waiting(pod: Mapping[str, Any]) -> Waiting:
             return Waiting("ContainerConfig", text)
     if not (pod.get("spec") or {}).get("nodeName"):
         return Waiting("Unschedulable", "the scheduler has not looked at the pod yet")
+    failed = [e for e in events if e.get("reason") in VOLUME_EVENTS]
+    if failed:
+        return Waiting("ContainerConfig", str(failed[-1].get("message", "")))
     return Waiting("PodStarting", f"the pod is starting on {pod['spec']['nodeName']}")
 
 

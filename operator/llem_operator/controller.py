@@ -286,7 +286,7 @@ class Controller:
         jobs: Sequence[Mapping[str, Any]],
         pods: Sequence[Mapping[str, Any]],
     ) -> list[dict[str, Any]]:
-        """Events of a Job that has no pod after a while, or of a pod that does not start: nowhere else is the reason."""
+        """Events of a Job that has no pod after a while, or of a pod that does not start: only there is the reason."""
         job = next((j["metadata"] for j in jobs if row and j["metadata"]["name"] == row["jobName"]), None)
         if job is None:
             return []
@@ -294,7 +294,7 @@ class Controller:
         if pod is not None and not is_starting(pod):
             return []
         about = job if pod is None else pod["metadata"]
-        created = parse(about.get("creationTimestamp"))
+        created = parse(job.get("creationTimestamp"))
         if created is None or self._now() - created < timedelta(seconds=NO_POD_S):
             return []
         at, events = self._events_read.get(about["uid"], (-1e9, []))

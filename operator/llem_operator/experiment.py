@@ -286,7 +286,8 @@ def _waiting(
     if now >= deadline:
         message = f"no start within {_pending_seconds(facts):g} s: {state.message}"
         return end_attempt(facts, status, Ended("Failed", state.reason, message, end=now), now)
-    check = begun + timedelta(seconds=NO_POD_S) if state.reason == "WaitingForPod" else deadline
+    silent = state.reason in ("WaitingForPod", "PodStarting")
+    check = begun + timedelta(seconds=NO_POD_S) if silent else deadline
     requeue = check if check > now else now + timedelta(seconds=NO_POD_S)
     return Decision(said, requeue_at=min(requeue, deadline))
 

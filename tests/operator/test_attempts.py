@@ -22,6 +22,11 @@ WAITS: dict[str, Row] = {
     "pod rejected by quota": (
         job(), None, [{"reason": "FailedCreate", "message": "exceeded quota: gpus"}], "PodRejected", "exceeded quota",
     ),
+    "volume that cannot be mounted": (
+        job(), pod(phase="Pending", state=waiting("ContainerCreating")),
+        [{"reason": "Scheduled", "message": "x"}, {"reason": "FailedMount", "message": 'secret "s" not found'}],
+        "ContainerConfig", 'secret "s" not found',
+    ),
     "another event": (job(), None, [{"reason": "SuccessfulCreate", "message": "x"}], "WaitingForPod", "no pod yet"),
     "latest rejection counts": (
         job(), None, [{"reason": "FailedCreate", "message": "old"}, {"reason": "FailedCreate", "message": "new"}],
