@@ -288,8 +288,11 @@ def _container(attempt: Attempt, settings: Settings) -> dict[str, Any]:
 
 
 def literal(value: str) -> str:
-    """A value that the kubelet must not expand: `$(NAME)` would become the value of a variable set before it."""
-    return value.replace("$(", "$$(")
+    """A value that the kubelet must not expand: `$(NAME)` would become the value of a variable set before it.
+
+    Every `$` is doubled, since `$$` becomes `$`: with only `$(` escaped, `$$(NAME)` would still be expanded.
+    """
+    return value.replace("$", "$$")
 
 
 def _environment(attempt: Attempt, image: str) -> list[dict[str, Any]]:
