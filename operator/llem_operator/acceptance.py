@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llem_operator.pod_template import env_problems, fragment_problems
+from llem_operator.pod_template import env_from_problems, env_problems, fragment_problems
 from llem_operator.settings import Settings
 from llenergymeasure.core import resources
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
@@ -27,6 +27,7 @@ EXPANDER_VERSION = "1"
 
 MAX_CONFIG_BYTES = 120_000  # one environment variable may be 128 KiB on Linux
 UNMEASURED_SOURCES = ("none", "simulated")
+NOT_IN_AN_ADDRESS = "@?#"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +191,9 @@ def _spec_problems(
     template = spec.get("template") or {}
     yield from _image_problems(template, configs, settings)
     yield from _gpu_problems(template.get("gpu") or {}, configs)
-    yield from env_problems(template.get("env") or (), "template.env")
-    yield from fragment_problems(template.get("podTemplate") or {}, allow_host_path=settings.allow_host_path)
+    yield from env_problems(template.get("env"), "template.env")
+    yield from env_from_problems(template.get("envFrom"), "template.envFrom")
+    yield from fragment_problems(template.get("podTemplate"), allow_host_path=settings.allow_host_path)
     account = template.get("serviceAccountName")
     if account and settings.allowed_service_accounts and account not in settings.allowed_service_accounts:
         allowed = ", ".join(settings.allowed_service_accounts)
@@ -210,9 +212,15 @@ def _image_problems(template: Mapping[str, Any], configs: Any, settings: Setting
         image = images.get(backend)
         if not image:
             yield f"template.images.{backend}: no image is known; name one here or in the chart's values"
-        elif settings.allowed_images and not image.startswith(settings.allowed_images):
+        elif settings.allowed_images and not any(_is_within(image, prefix) for prefix in settings.allowed_images):
             allowed = ", ".join(settings.allowed_images)
             yield f"template.images.{backend}: {image} is not allowed on this cluster; allowed: {allowed}"
+
+
+def _is_within(image: str, prefix: str) -> bool:
+    """Whether an allowed prefix reaches to a border of the image's name: `r/llem` allows r/llem:1, not r/llem-other."""
+    borders = ("/", ":", "@")
+    return image.startswith(prefix) and (prefix.endswith(borders) or image[len(prefix) :][:1] in ("", *borders))
 
 
 def _gpu_problems(gpu: Mapping[str, Any], configs: Any) -> Iterator[str]:
@@ -227,6 +235,11 @@ def _gpu_problems(gpu: Mapping[str, Any], configs: Any) -> Iterator[str]:
 
 def _result_problems(results: Mapping[str, Any]) -> Iterator[str]:
     uri, pvc = results.get("uri"), results.get("pvc")
+    for name in ("uri", "endpoint"):
+        if set(str(results.get(name) or "")) & set(NOT_IN_AN_ADDRESS):
+            marks = " ".join(NOT_IN_AN_ADDRESS)
+            yield f"results.{name}: must have none of {marks}; credentials come from credentialsSecretRef"
+            return  # the value stays out of every message
     if not uri and not pvc:
         yield "results: no destination; set results.uri or results.pvc here, or a default in the chart's values"
     elif uri and pvc:
