@@ -28,6 +28,9 @@ PENDING_S, UPLOAD_S = 3600, 900
 START_S = 60  # the container's start, and the questions to the store before a first attempt
 SHM_BYTES = 8 * 1024**3
 JOB_TTL_S = 3600
+UNUSED_VARIABLES = (
+    "LLEM_IMAGE_DIGEST", "LLEM_CARBON_INTENSITY", "LLEM_DATACENTER_PUE", "LLEM_NO_PROMPT", "LLEM_DEBUG",
+)  # fmt: skip
 CONFIG_EXITS = (10, 11, 12, 13, 14)
 
 
@@ -296,37 +299,41 @@ def literal(value: str) -> str:
 
 
 def _environment(attempt: Attempt, image: str) -> list[dict[str, Any]]:
-    """The runner's variables; the configuration comes before anything secret and is never expanded."""
+    """The runner's variables; the configuration comes before anything secret and is never expanded.
+
+    Each that the runner reads is set, empty where it says nothing, so that no key of an `envFrom` can stand in for it.
+    """
     spec, metadata = attempt.experiment["spec"], attempt.experiment["metadata"]
     study = attempt.study["metadata"]["name"] if attempt.study else metadata["name"]
     limits = deadlines_of(attempt.experiment, attempt.study)
-    values: dict[str, str | None] = {
+    values = {
         "LLEM_EXPERIMENT": attempt.configuration.body,
         "LLEM_STUDY": study,
         "LLEM_INDEX": str(spec.get("index") or 0),
         "LLEM_CYCLE": str(spec.get("cycle") or 1),
         "LLEM_ATTEMPT": str(attempt.number),
         "LLEM_CONFIG_HASH": attempt.configuration.hash,
-        "LLEM_STUDY_RECORD": attempt.record,
+        "LLEM_STUDY_RECORD": attempt.record or "",
         "LLEM_RUN_URI": run_uri(attempt),
         "LLEM_ADOPT_FROM": str(attempt.adopt_from),
         "LLEM_UPLOAD_SECONDS": str(limits["uploadSeconds"]),
         "LLEM_GPU_COUNT": str(attempt.configuration.gpus_visible),
-        "LLEM_ALLOW_CPU": "1" if _may_use_cpu(attempt) else None,
-        "LLEM_BASELINES": json.dumps([_baseline(b) for b in attempt.baselines]) if attempt.baselines else None,
-        "LLEM_GAP_UNTIL": json.dumps({n: text(t) for n, t in attempt.not_before.items()})
-        if attempt.not_before
-        else None,
-        "LLEM_STORE_ENDPOINT": attempt.results.get("endpoint"),
-        "LLEM_STORE_REGION": attempt.results.get("region"),
-        "LLEM_STORE_CREDENTIALS": STORE_FOLDER if attempt.results.get("credentialsSecretRef") else None,
+        "LLEM_ALLOW_CPU": "1" if _may_use_cpu(attempt) else "",
+        "LLEM_BASELINES": json.dumps([_baseline(b) for b in attempt.baselines]) if attempt.baselines else "",
+        "LLEM_GAP_UNTIL": json.dumps({n: text(t) for n, t in attempt.not_before.items()}) if attempt.not_before else "",
+        "LLEM_STORE_ENDPOINT": attempt.results.get("endpoint") or "",
+        "LLEM_STORE_REGION": attempt.results.get("region") or "",
+        "LLEM_STORE_CREDENTIALS": STORE_FOLDER if attempt.results.get("credentialsSecretRef") else "",
         "LLEM_TERMINATION_LOG": TERMINATION_LOG,
         "LLEM_IMAGE": image,
+        **dict.fromkeys(UNUSED_VARIABLES, ""),
         "HOME": "/tmp",  # noqa: S108  (an emptyDir of the pod's own)
         "XDG_CACHE_HOME": CACHE_FOLDER,
         "HF_HOME": f"{CACHE_FOLDER}/hf",
     }
-    env: list[dict[str, Any]] = [{"name": k, "value": literal(v)} for k, v in values.items() if v is not None]
+    if attempt.configuration.gpus == 0:
+        values["NVIDIA_VISIBLE_DEVICES"] = "void"  # else NVIDIA's runtime, where it is the default, shows every GPU
+    env: list[dict[str, Any]] = [{"name": k, "value": literal(v)} for k, v in values.items()]
     for name, path in (("NODE_NAME", "spec.nodeName"), ("POD_NAME", "metadata.name"), ("POD_UID", "metadata.uid")):
         env.append({"name": f"LLEM_{name}", "valueFrom": {"fieldRef": {"fieldPath": path}}})
     return [*env, *(attempt.template.get("env") or ())]
@@ -401,6 +408,13 @@ def jobs_of(study: Mapping[str, Any], settings: Settings) -> Iterator[dict[str, 
         experiment = experiment_object(named, run, configuration)
         experiment["metadata"]["uid"] = "00000000-0000-0000-0000-000000000000"
         attempt = Attempt(
-            experiment, named, 1, configuration, accepted.timeout_s, record=accepted.record, results=accepted.results
+            experiment,
+            named,
+            1,
+            configuration,
+            accepted.timeout_s,
+            record=accepted.record,
+            results=accepted.results,
+            gap_s=accepted.gap_s[run.index],
         )
         yield job_object(attempt, settings)

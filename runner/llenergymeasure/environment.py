@@ -39,11 +39,11 @@ def snapshot(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
         **cuda_version(),
         **_gpus(),
         "packages": _packages(),
-        "image": environ.get("LLEM_IMAGE"),
-        "image_digest": environ.get("LLEM_IMAGE_DIGEST"),
-        "node": environ.get("LLEM_NODE_NAME"),
-        "pod": environ.get("LLEM_POD_NAME"),
-        "pod_uid": environ.get("LLEM_POD_UID"),
+        "image": environ.get("LLEM_IMAGE") or None,
+        "image_digest": environ.get("LLEM_IMAGE_DIGEST") or None,
+        "node": environ.get("LLEM_NODE_NAME") or None,
+        "pod": environ.get("LLEM_POD_NAME") or None,
+        "pod_uid": environ.get("LLEM_POD_UID") or None,
     }
 
 
