@@ -57,6 +57,11 @@ class Accepted:
     max_consecutive_failures: int
     results: Mapping[str, Any]
     record: str
+    config_gap_s: float = 0.0
+
+    def pause_s(self, index: int, *, again: bool) -> float:
+        """The pause before a run, s; the plan's first run has one, too, when the study has measured before."""
+        return self.gap_s[index] or (self.config_gap_s if again else 0.0)
 
     def configuration(self, run: Run) -> Configuration:
         """What a run measures."""
@@ -77,15 +82,16 @@ def accept_study(study: Mapping[str, Any], settings: Settings) -> Accepted | Ref
         config = resources.study_of(study, source="spec.design")
     except (ConfigError, ValidationError) as err:
         return Refused("InvalidDesign", sentence(err))
-    plan = make_plan(config)
-    if len(plan.runs) > settings.max_runs:
-        text = f"{len(plan.runs)} runs are more than this operator's limit of {settings.max_runs}; split the study"
+    total = config.execution.n_cycles * (
+        sum(config.repeats) or len(config.experiments)
+    )  # counted before it is laid out
+    if total > settings.max_runs:
+        text = f"{total} runs are more than this operator's limit of {settings.max_runs}; split the study"
         return Refused("InvalidDesign", text)
-    spec = study["spec"]
-    found = list(_spec_problems(spec, config.experiments, settings))
+    found = list(_spec_problems(study["spec"], config.experiments, settings))
     if found:
         return Refused("InvalidTemplate", listed(found))
-    return _laid_out(study, config, plan, settings)
+    return _laid_out(study, config, make_plan(config), settings)
 
 
 def accept_experiment(
@@ -136,6 +142,7 @@ def _laid_out(study: Mapping[str, Any], config: StudyConfig, plan: Plan, setting
         max_consecutive_failures=execution.max_consecutive_failures,
         results=spec.get("results") or settings.results,
         record=_record(study, plan.design_hash),
+        config_gap_s=config_gap,
     )
 
 
@@ -149,16 +156,24 @@ def plan_hash(hashes: list[str], config: StudyConfig) -> str:
 def _record(study: Mapping[str, Any], design_hash: str) -> str:
     """What `study.json` in the store says, so that the store alone can tell what was planned."""
     metadata, spec = study["metadata"], study["spec"]
-    return json.dumps(
-        {
-            "name": metadata["name"],
-            "namespace": metadata.get("namespace"),
-            "uid": metadata.get("uid"),
-            "study_design_hash": design_hash,
-            "design": spec["design"],
-            "execution": spec.get("execution") or {},
-        }
-    )
+    record = {
+        "name": metadata["name"],
+        "namespace": metadata.get("namespace"),
+        "uid": metadata.get("uid"),
+        "study_design_hash": design_hash,
+        "design": spec["design"],
+        "execution": spec.get("execution") or {},
+    }
+    text = json.dumps(record, ensure_ascii=False)
+    if environment_bytes(text) <= MAX_CONFIG_BYTES:
+        return text
+    omitted = f"{environment_bytes(text):,} bytes do not fit into a pod's environment"
+    return json.dumps({**record, "design": None, "design_omitted": omitted}, ensure_ascii=False)
+
+
+def environment_bytes(value: str) -> int:
+    """Size of a value as the pod's environment carries it, every `$(` doubled."""
+    return len(value.replace("$(", "$$(").encode())
 
 
 def _configuration(config: ExperimentConfig, summary: str, template: Mapping[str, Any]) -> Configuration:
@@ -166,13 +181,17 @@ def _configuration(config: ExperimentConfig, summary: str, template: Mapping[str
     gpu = template.get("gpu") or {}
     count = gpu.get("count")
     return Configuration(
-        body=json.dumps(config.model_dump(mode="json", exclude_unset=True, exclude_none=True)),
+        body=_body(config),
         hash=measurement_config_hash(config),
         summary=summary,
         backend=config.backend,
         gpus=needed if count is None else count,
         gpus_visible=0 if count == 0 else needed,
     )
+
+
+def _body(config: ExperimentConfig) -> str:
+    return json.dumps(config.model_dump(mode="json", exclude_unset=True, exclude_none=True), ensure_ascii=False)
 
 
 def _spare_gpus(configurations: tuple[Configuration, ...], template: Mapping[str, Any]) -> Iterator[str]:
@@ -200,7 +219,7 @@ def _spec_problems(
         yield f"template.serviceAccountName: {account} is not allowed on this cluster; allowed: {allowed}"
     yield from _result_problems(spec.get("results") or settings.results)
     for config in configs:
-        size = len(config.model_dump_json(exclude_unset=True, exclude_none=True))
+        size = environment_bytes(_body(config))
         if size > MAX_CONFIG_BYTES:
             text = f"{size:,} bytes of configuration are over {MAX_CONFIG_BYTES:,}"
             yield f"{config.model}: {text}; shorten passthrough_kwargs"

@@ -28,9 +28,16 @@ class RateLimit:
     def __init__(self, qps: float, burst: int, clock: Callable[[], float]) -> None:
         self._qps, self._burst, self._clock = qps, burst, clock
         self._tokens, self._at = float(burst), clock()
+        self._closed_until = 0.0
+
+    def close_for(self, seconds: float) -> None:
+        """Let nobody through for a while: the API server has asked for it."""
+        self._closed_until = max(self._closed_until, self._clock() + seconds)
 
     async def wait(self) -> None:
         """Wait for a token."""
+        while (closed_s := self._closed_until - self._clock()) > 0:
+            await asyncio.sleep(closed_s)
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._qps) - 1
         self._at = now
@@ -89,7 +96,10 @@ class Api:
         finally:
             self._on_request(method, status)
         if not 200 <= status <= 299:
-            raise _refusal(status, raw, retry_after)
+            refusal = _refusal(status, raw, retry_after)
+            if status == 429:
+                self._limit.close_for(min(refusal.retry_after_s, 60.0))
+            raise refusal
         found: dict[str, Any] = json.loads(raw) if raw else {}
         return found
 

@@ -237,6 +237,9 @@ def _ended(job: Mapping[str, Any], pod: Mapping[str, Any], terminated: Mapping[s
         return Ended(
             "Failed", "TimedOut", said or "the pod's deadline has passed", "measurement", code, end, record, tail
         )
+    if terminated is None and _started(pod) is not None:
+        text = "the Job is over while its pod's container still seems to run: the node is lost"
+        return Ended("Lost", "NodeLost", text, "infrastructure", None, end)
     if terminated is None:
         text = said or "the pod ended before its container ran"
         return Ended("Failed", "PodFailed", text, "infrastructure", None, end)

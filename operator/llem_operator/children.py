@@ -3,7 +3,7 @@
 A child's own status is the truth; the study's ranges remember what a child said that was deleted by hand.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from sys import intern
@@ -40,6 +40,7 @@ class Child:
     since: str | None  # when the open attempt began
     hot: tuple[str, datetime] | None  # node and end of its last measurement, for the pause on that node
     untouched: bool  # no status was ever written: new, or made again after it was deleted by hand
+    began: datetime | None  # when its last attempt was decided
     ended: datetime | None
     next_after: datetime | None
     epoch: int
@@ -57,6 +58,7 @@ def child_of(experiment: Mapping[str, Any]) -> Child:
     metadata, spec, status = experiment["metadata"], experiment["spec"], experiment.get("status") or {}
     end = find(status.get("conditions") or (), "Finished") or {}
     owner = intern(owner_uid(experiment) or "")
+    rows: Sequence[Mapping[str, Any]] = status.get("attempts") or []
     row = open_attempt(status)
     state = _state(status, row)
     summary = status.get("summary") or {}
@@ -80,6 +82,7 @@ def child_of(experiment: Mapping[str, Any]) -> Child:
         since=row["created"] if row else None,
         hot=_hot(status),
         untouched="observedGeneration" not in status,
+        began=parse(rows[-1].get("created")) if rows else None,
         ended=parse(status.get("completionTime")),
         next_after=retry_at(status) if state == "pending" else None,
         epoch=int(status.get("observedRetryEpoch") or 0),

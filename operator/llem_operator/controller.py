@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -22,14 +22,15 @@ from llem_operator.decision import (
     ExpireJob,
     WriteExperimentStatus,
 )
-from llem_operator.experiment import ExperimentFacts, end_attempt, open_attempt, reconcile_experiment
+from llem_operator.experiment import ExperimentFacts, Orphan, end_attempt, open_attempt, reconcile_experiment
 from llem_operator.judgements import Judgements
-from llem_operator.objects import job_object, owner_uid
+from llem_operator.objects import Attempt, job_object, owner_uid
 from llem_operator.settings import Settings
 from llem_operator.study import StudyFacts, reconcile_study
 from llem_operator.study_status import Trouble
 from llem_operator.timestamps import parse, whole_seconds
 from llem_operator.transitions import changed
+from llenergymeasure.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +205,12 @@ class Controller:
 
     async def _act_on_experiment(self, action: Action) -> list[Key]:
         match action:
-            case CreateExperiment(manifest):
-                self._cache.put_experiment(await self._cluster.create_experiment(manifest))
+            case CreateExperiment(manifest, memory):
+                created = await self._cluster.create_experiment(manifest)
+                self._cache.put_experiment(created)
+                status = changed(created, memory, self._now()) if memory is not None else None
+                if status is not None:
+                    await self._write({**created, "kind": "EnergyExperiment"}, Decision(status))
                 return []
             case WriteExperimentStatus(namespace, name, change):
                 live = await self._cluster.experiment(namespace, name)
@@ -229,7 +234,7 @@ class Controller:
         study = await self._study_for(experiment)
         if study is None and owner_uid(experiment) and experiment["spec"].get("studyRef"):
             return Look()  # its study is gone or another one: the garbage collector's business
-        facts = await self._facts(experiment, study)
+        facts = replace(await self._facts(experiment, study), orphan_of=await self._orphan_of(experiment))
         now = self._now()
         decision = reconcile_experiment(facts, now)
         if _irreversible(facts, decision):
@@ -255,6 +260,15 @@ class Controller:
             known = self._cache.study_of(child)
         return known
 
+    async def _orphan_of(self, experiment: Mapping[str, Any]) -> Orphan | None:
+        """Of what study an experiment that names one and has no owner is the orphan."""
+        name = (experiment["spec"].get("studyRef") or {}).get("name")
+        if not name or owner_uid(experiment):
+            return None
+        study = await self._cluster.study(experiment["metadata"]["namespace"], name)
+        lives = study is not None and "deletionTimestamp" not in study["metadata"]
+        return "a study that lives" if lives else "a study that is gone"
+
     async def _facts(self, experiment: dict[str, Any], study: dict[str, Any] | None) -> ExperimentFacts:
         name = (experiment["metadata"]["namespace"], experiment["metadata"]["name"])
         jobs, pods = self._cache.jobs.of(name), self._cache.pods.of(name)
@@ -265,8 +279,8 @@ class Controller:
         if study is None or not isinstance(plan, Accepted):
             results = (study or experiment)["spec"].get("results") or self._settings.results
             return ExperimentFacts(experiment, study, results=results, **common)  # type: ignore[arg-type]  # one record
-        gap_s = plan.gap_s.get(int(experiment["spec"].get("index") or 0), 0.0)
-        ends = last_ends(c for c in self._cache.children_of(study["metadata"]["uid"]).values() if c.name != name[1])
+        ends = last_ends(self._cache.children_of(study["metadata"]["uid"]).values())
+        gap_s = plan.pause_s(int(experiment["spec"].get("index") or 0), again=bool(ends))
         until = {n: t + timedelta(seconds=gap_s) for n, t in ends.items()} if gap_s > 0 else {}
         return ExperimentFacts(
             experiment,
@@ -311,8 +325,10 @@ class Controller:
         wanted = (facts.open_attempt or {}).get("jobName")
         jobs, pods = await self._cluster.attempts(metadata["namespace"], metadata["name"], wanted)
         self._remember(metadata["namespace"], metadata["name"], jobs, pods)
-        found = {"jobs": [lean_job(j) for j in jobs], "pods": [lean_pod(p) for p in pods]}
-        return ExperimentFacts(**{**{f: getattr(facts, f) for f in facts.__dataclass_fields__}, **found})
+        study = facts.study
+        if study is not None:  # its suspend and retry decide, too
+            study = await self._cluster.study(study["metadata"]["namespace"], study["metadata"]["name"]) or study
+        return replace(facts, study=study, jobs=[lean_job(j) for j in jobs], pods=[lean_pod(p) for p in pods])
 
     def _remember(self, namespace: str, name: str, jobs: list[dict[str, Any]], pods: list[dict[str, Any]]) -> None:
         for shelf, lean, found in ((self._cache.jobs, lean_job, jobs), (self._cache.pods, lean_pod, pods)):
@@ -328,7 +344,7 @@ class Controller:
         """Carry out an action; gives the experiment as it is then."""
         match action:
             case CreateJob(attempt):
-                return await self._create_job(job_object(attempt, self._settings), facts, written)
+                return await self._create_job(attempt, facts, written)
             case DeleteJob(namespace, name, uid):
                 await self._cluster.delete_job(namespace, name, uid)
             case ExpireJob(namespace, name, ttl_s):
@@ -337,27 +353,33 @@ class Controller:
                 raise AssertionError(f"an experiment does not decide {action}")
         return written
 
-    async def _create_job(
-        self, manifest: dict[str, Any], facts: ExperimentFacts, written: dict[str, Any]
-    ) -> dict[str, Any]:
+    async def _create_job(self, attempt: Attempt, facts: ExperimentFacts, written: dict[str, Any]) -> dict[str, Any]:
         """Create an attempt's Job; a refusal is said in the status, and where it may pass the next look tries again."""
+        live = replace(facts, experiment=written)
+        try:
+            manifest = job_object(attempt, self._settings)
+        except (ConfigError, TypeError, AttributeError, KeyError, ValueError) as err:  # a template we misjudged
+            return await self._template_refused(live, f"no Job can be made of it: {type(err).__name__}: {err}", written)
         try:
             self._cache.jobs.put(lean_job(await self._cluster.create_job(manifest)))
         except TakenError as err:
             log.info("%s", err)  # the next look says so in the experiment's conditions
         except ApiError as err:
-            live = ExperimentFacts(
-                **{**{f: getattr(facts, f) for f in facts.__dataclass_fields__}, "experiment": written}
-            )
             if err.status in (400, 422):
-                ended = Ended("Failed", "InvalidTemplate", err.message, end=self._now())
-                return await self._write(written, end_attempt(live, dict(live.status), ended, self._now()))
+                return await self._template_refused(live, err.message, written)
+            if err.status in (409, 429):
+                raise
+            log.warning("Job %s: %s", manifest["metadata"]["name"], err)
+            reason = "Forbidden" if err.status == 403 else "NotCreated"
+            said = await self._write(written, Decision(live.going_on(live.status, self._now(), reason, err.message)))
             if err.status != 403:
                 raise
-            log.warning("%s", err)
-            forbidden = live.going_on(live.status, self._now(), "Forbidden", err.message)
-            return await self._write(written, Decision(forbidden))
+            return said
         return written
+
+    async def _template_refused(self, live: ExperimentFacts, message: str, written: dict[str, Any]) -> dict[str, Any]:
+        ended = Ended("Failed", "InvalidTemplate", message, end=self._now())
+        return await self._write(written, end_attempt(live, dict(live.status), ended, self._now()))
 
 
 def _irreversible(facts: ExperimentFacts, decision: Decision) -> bool:

@@ -10,9 +10,13 @@ from llem_operator.objects import Attempt
 
 @dataclass(frozen=True)
 class CreateExperiment:
-    """Create a run's experiment; one of this name and owner may already be there."""
+    """Create a run's experiment; one of this name and owner may already be there.
+
+    `memory`: what the study remembers of it, if it was deleted by hand.
+    """
 
     manifest: Mapping[str, Any]
+    memory: "Restore | None" = None
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ comes after a crash at any point derives the same names and finds what was done.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from llem_operator import objects
 from llem_operator.acceptance import Configuration, Refused
 from llem_operator.attempts import (
+    LOST_MARGIN_S,
     NO_POD_S,
     TAKEN_BACK,
+    Budget,
     Ended,
     Running,
     Waiting,
@@ -29,8 +31,13 @@ from llem_operator.timestamps import parse, text, whole_seconds
 
 MAX_ATTEMPTS_KEPT = 10
 RETRY_BASE_S, RETRY_MAX_S = 10.0, 300.0
+SKEW_S = 600.0  # the pod's clock may be that far behind ours while its node answers
 DEFAULT_TIMEOUT_S = 3600.0
 DEFAULT_RETRY = {"measurement": 0, "infrastructure": 3, "invalid": 0}
+
+
+Orphan = Literal["a study that lives", "a study that is gone"]
+"""Of what an experiment is an orphan that names a study and has no owner."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class ExperimentFacts:
     not_before: Mapping[str, datetime] = field(default_factory=dict)
     gap_s: float = 0.0
     baselines: Sequence[Mapping[str, Any]] = ()
+    orphan_of: Orphan | None = None
 
     @property
     def status(self) -> Mapping[str, Any]:
@@ -124,9 +132,24 @@ def reconcile_experiment(facts: ExperimentFacts, now: datetime) -> Decision:
     row = facts.open_attempt
     if row is not None:
         return _attempting(facts, row, now)
+    if facts.orphan_of is not None:
+        return _orphaned(facts, now)
     if isinstance(facts.judged, Refused):
         return Decision(facts.finished(facts.status, now, facts.judged.reason, facts.judged.message))
+    if facts.study is not None and "observedGeneration" not in facts.status:
+        return Decision()  # only its study may speak first: it may remember the end of one deleted by hand
     return _pending(facts, now)
+
+
+def _orphaned(facts: ExperimentFacts, now: datetime) -> Decision:
+    """It names a study and has no owner: what runs ends, nothing new starts without the study's template and turn."""
+    name = (facts.experiment["spec"].get("studyRef") or {}).get("name")
+    if facts.orphan_of == "a study that lives":
+        text_ = f"its ownerReference to study {name} was removed; delete this experiment, the study makes it again"
+        return Decision(facts.going_on(facts.status, now, "NameTaken", text_))
+    return Decision(
+        facts.finished(facts.status, now, "Cancelled", f"its study {name} is gone"), _live_jobs(facts, None)
+    )
 
 
 def _after_the_end(facts: ExperimentFacts, now: datetime) -> Decision:
@@ -176,6 +199,8 @@ def _attempting(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -
         return _without_job(facts, row, now)
     if objects.owner_uid(job) != facts.experiment["metadata"]["uid"]:
         taken = f"Job {row['jobName']} belongs to something else; waiting until it is gone"
+        if now >= _job_deadline(facts, row, now):
+            return end_attempt(facts, dict(facts.status), Ended("Failed", "NameTaken", taken, end=now), now)
         return Decision(facts.going_on(facts.status, now, "NameTaken", taken), requeue_at=now + timedelta(seconds=5))
     pod = _newest_pod(facts, job)
     state = progress(job, pod, facts.events)
@@ -187,13 +212,18 @@ def _attempting(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -
     if isinstance(state, Waiting) and state.reason == "WaitingForQueue" and row.get("start"):
         return end_attempt(facts, status, Ended("Preempted", "WaitingForQueue", TAKEN_BACK, end=now), now)
     if isinstance(state, Waiting):
-        return _waiting(facts, status, job, state, now)
+        return _waiting(facts, status, job, pod, state, now)
     return _running(facts, status, job, state, now)
 
 
 def _pending_seconds(facts: ExperimentFacts) -> float:
     """How long an attempt may wait for its start."""
     return float(objects.deadlines_of(facts.experiment, facts.study)["pendingSeconds"])
+
+
+def _job_deadline(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -> datetime:
+    """When an attempt whose Job cannot be made is given up."""
+    return (parse(row["created"]) or now) + timedelta(seconds=_pending_seconds(facts))
 
 
 def _stop_at_once(facts: ExperimentFacts) -> bool:
@@ -207,12 +237,14 @@ def _without_job(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) 
         return end_attempt(facts, dict(facts.status), deleted, now)
     if _stop_at_once(facts):
         return end_attempt(facts, dict(facts.status), Ended("Preempted", "Suspended", "not started", end=now), now)
+    if facts.orphan_of is not None:
+        return end_attempt(facts, dict(facts.status), Ended("Failed", "Cancelled", "its study is gone", end=now), now)
     stray = _live_jobs(facts, row["jobName"])
     lost = {a.get("podUID") for a in facts.status["attempts"] if a.get("reason") == "NodeLost"}  # listed for ever
     blocked = [p["metadata"]["name"] for p in facts.pods if _alive(p) and p["metadata"]["uid"] not in lost]
     why = find(facts.status.get("conditions") or (), "Finished") or {}
-    deadline = (parse(row["created"]) or now) + timedelta(seconds=_pending_seconds(facts))
-    if now >= deadline and (stray or blocked or why.get("reason") == "Forbidden"):  # not for an operator's own absence
+    refused_by_api = why.get("reason") in ("Forbidden", "NotCreated")  # not for an operator's own absence
+    if now >= _job_deadline(facts, row, now) and (stray or blocked or refused_by_api):
         late = Ended("Failed", "TimedOut", f"its Job could not be made in time: {why.get('message', '')}", end=now)
         return end_attempt(facts, dict(facts.status), late, now)
     if stray or blocked:
@@ -228,7 +260,6 @@ def _without_job(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) 
 
 def attempt_of(facts: ExperimentFacts, configuration: Configuration, number: int) -> objects.Attempt:
     """All that an attempt's Job is made of."""
-    invalid = [int(a["attempt"]) for a in facts.status.get("attempts") or () if a.get("reason") == "VerdictInvalid"]
     return objects.Attempt(
         experiment=facts.experiment,
         study=facts.study,
@@ -240,7 +271,7 @@ def attempt_of(facts: ExperimentFacts, configuration: Configuration, number: int
         not_before=facts.not_before,
         gap_s=facts.gap_s,
         baselines=facts.baselines,
-        adopt_from=max(invalid, default=0) + 1,
+        adopt_from=int(facts.status.get("adoptFrom") or 1),
     )
 
 
@@ -274,7 +305,12 @@ def _newest_pod(facts: ExperimentFacts, job: Mapping[str, Any]) -> Mapping[str, 
 
 
 def _waiting(
-    facts: ExperimentFacts, status: dict[str, Any], job: Mapping[str, Any], state: Waiting, now: datetime
+    facts: ExperimentFacts,
+    status: dict[str, Any],
+    job: Mapping[str, Any],
+    pod: Mapping[str, Any] | None,
+    state: Waiting,
+    now: datetime,
 ) -> Decision:
     """Wait until the deadline; it counts from when the Job was made or, later, left its queue (its startTime)."""
     said = facts.going_on(status, now, state.reason, state.message)
@@ -283,9 +319,14 @@ def _waiting(
     created = parse(job["metadata"].get("creationTimestamp")) or now
     begun = max(created, parse((job.get("status") or {}).get("startTime")) or created)
     deadline = begun + timedelta(seconds=_pending_seconds(facts))
+    leaving = parse((pod or {"metadata": {}})["metadata"].get("deletionTimestamp"))
+    if leaving is not None and now >= leaving + timedelta(seconds=LOST_MARGIN_S):
+        text_ = f"the pod was deleted and does not go: node {status.get('node')} is lost"
+        return end_attempt(facts, status, Ended("Lost", "NodeLost", text_, "infrastructure", end=now), now)
     if now >= deadline:
         message = f"no start within {_pending_seconds(facts):g} s: {state.message}"
-        return end_attempt(facts, status, Ended("Failed", state.reason, message, end=now), now)
+        budget: Budget = "infrastructure" if state.reason == "PodStarting" else "none"
+        return end_attempt(facts, status, Ended("Failed", state.reason, message, budget, end=now), now)
     silent = state.reason in ("WaitingForPod", "PodStarting")
     check = begun + timedelta(seconds=NO_POD_S) if silent else deadline
     requeue = check if check > now else now + timedelta(seconds=NO_POD_S)
@@ -298,7 +339,7 @@ def _running(
     start = state.start or now
     deadline_s = int(job["spec"]["template"]["spec"]["activeDeadlineSeconds"])
     give_up = lost_at(start, deadline_s, objects.GRACE_S)
-    if now >= give_up:
+    if now >= (give_up if state.unreachable else give_up + timedelta(seconds=SKEW_S)):
         message = (
             f"the pod on {status.get('node')} should have ended by its deadline of {deadline_s} s; its node is lost"
         )
@@ -311,7 +352,8 @@ def _running(
     else:
         why = ("Measuring", f"on {status.get('node')} since {whole_seconds(start)}")
     said = facts.going_on(status, now, *why, scheduled=True)
-    return Decision(said, requeue_at=min(give_up, pause) if pause and pause > now else give_up)
+    later = give_up if now < give_up else now + timedelta(seconds=60)
+    return Decision(said, requeue_at=min(later, pause) if pause and pause > now else later)
 
 
 def end_attempt(facts: ExperimentFacts, status: dict[str, Any], end: Ended, now: datetime) -> Decision:
@@ -322,6 +364,8 @@ def end_attempt(facts: ExperimentFacts, status: dict[str, Any], end: Ended, now:
     invalid = end.record is not None and end.outcome == "Completed" and end.record.verdict == "invalid"
     budget = "invalid" if invalid else end.budget
     status = closed(status, end, "VerdictInvalid" if invalid else end.reason, now)
+    if invalid:
+        status["adoptFrom"] = int(status["attempt"]) + 1  # the store still holds this result
     used = {k: int(v) for k, v in (status.get("retriesUsed") or {}).items()}
     allowed = {**DEFAULT_RETRY, **(facts.source.get("retry") or {})}
     if budget in allowed and used.get(budget, 0) < int(allowed[budget]):

@@ -1,12 +1,15 @@
 """Remembers what acceptance said of each study, since judging a large one takes a second."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from llem_operator.acceptance import Accepted, Configuration, Refused, accept_experiment, accept_study
 from llem_operator.objects import template_of
 from llem_operator.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class Judgements:
@@ -21,7 +24,7 @@ class Judgements:
         uid, generation = study["metadata"]["uid"], int(study["metadata"].get("generation") or 0)
         known = self._studies.get(uid)
         if known is None or known[0] != generation:
-            known = (generation, await asyncio.to_thread(accept_study, study, self._settings))
+            known = (generation, await asyncio.to_thread(_accept, study, self._settings))
             self._studies[uid] = known
         return known[1]
 
@@ -33,3 +36,12 @@ class Judgements:
     def forget(self, uid: str) -> None:
         """Drop a study that is gone."""
         self._studies.pop(uid, None)
+
+
+def _accept(study: Mapping[str, Any], settings: Settings) -> Accepted | Refused:
+    """Acceptance that always answers: an object that it cannot judge must not wait for ever without a word."""
+    try:
+        return accept_study(study, settings)
+    except Exception as err:  # the door between a user's object and the loop
+        log.exception("study %s cannot be judged", study["metadata"]["name"])
+        return Refused("InternalError", f"{type(err).__name__}: {err}")

@@ -28,11 +28,13 @@ class Leadership:
         self._cluster, self._namespace, self._name, self._identity = cluster, namespace, name, identity
         self._clock = clock
         self._seen: tuple[str, float] = ("", clock())
+        self._led = False
 
     async def acquire(self) -> None:
         """Wait until this operator leads."""
         while not await self._try():
             await asyncio.sleep(RETRY_S if self._seen[0] else 2.0)
+        self._led = True
         log.info("leading as %s", self._identity)
 
     async def keep(self) -> None:
@@ -65,6 +67,8 @@ class Leadership:
             if mark != self._seen[0]:
                 self._seen = (mark, self._clock())
             silent_s = self._clock() - self._seen[1]
+            if self._led and holder != self._identity:
+                raise LeaseLostError(f"lease {self._namespace}/{self._name} is {holder}'s")
             if holder not in ("", self._identity) and silent_s < float(spec.get("leaseDurationSeconds") or DURATION_S):
                 return False
             now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -51,7 +51,7 @@ async def _lead(
 ) -> None:
     service = Service(cluster, settings, metrics)
     probes.service = service
-    await service.compare_once(full=True)
+    await service.first_comparison()
     watches = Watches(service.heard, settings.namespaces)
     workers = [service.work(n) for n in range(settings.workers)]
     try:

@@ -34,7 +34,12 @@ class KeyedQueue(Generic[K]):
         return len(self._queued)
 
     def add(self, key: K) -> None:
-        """Look at a key as soon as a worker is free; at once after the present look if one is under way."""
+        """Look at a key as soon as a worker is free; at once after the present look if one is under way.
+
+        A key that has failed keeps its pause: what failed may well have made the event that adds it.
+        """
+        if key in self._failures and key in self._due:
+            return
         if key in self._working:
             self._dirty.add(key)
         elif key not in self._queued:

@@ -109,7 +109,13 @@ class Service:
             if change == "DELETED":
                 shelf.drop(name)
             if (change == "DELETED" and known) or (change != "DELETED" and shelf.put(lean(obj))):
-                self.queue.add(Key("experiment", *owner_name(obj)))
+                self._owner_changed(obj)
+
+    def _owner_changed(self, obj: Mapping[str, Any]) -> None:
+        """The experiment of a Job or pod must be looked at; one that carries our mark and names none is not ours."""
+        namespace, experiment = owner_name(obj)
+        if experiment:
+            self.queue.add(Key("experiment", namespace, experiment))
 
     def _heard_experiment(self, change: str | None, obj: Mapping[str, Any], name: tuple[str, str]) -> None:
         if change == "DELETED":  # deleted, or finished and so out of the watch's selection
@@ -138,6 +144,15 @@ class Service:
             else:
                 round_number += 1
             await asyncio.sleep(pause)
+
+    async def first_comparison(self) -> None:
+        """Compare in full, however often the API server must be asked."""
+        while not self.synced:
+            try:
+                await self.compare_once(full=True)
+            except ApiError as err:
+                log.warning("the first comparison failed: %s", err)
+                await asyncio.sleep(max(2.0, err.retry_after_s))
 
     async def compare_once(self, *, full: bool) -> None:
         """List everything that may matter and mark what differs from what was known."""
@@ -200,9 +215,9 @@ class Service:
             seen.add(name)
             if shelf.put(lean(obj)):
                 news += 1
-                self.queue.add(Key("experiment", *owner_name(obj)))
+                self._owner_changed(obj)
         for name in [n for n in before if _within(n, namespace) and n not in seen and n in shelf.objects]:
-            self.queue.add(Key("experiment", *owner_name(shelf.objects[name])))
+            self._owner_changed(shelf.objects[name])
             shelf.drop(name)
         return news
 

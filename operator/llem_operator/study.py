@@ -23,7 +23,7 @@ from llem_operator.decision import (
     WriteExperimentStatus,
 )
 from llem_operator.memory import Row, remembered, restored, row_of
-from llem_operator.objects import experiment_object
+from llem_operator.objects import experiment_object, study_uri
 from llem_operator.study_status import Situation, Trouble, compose, refused, stalled
 from llenergymeasure.core.plan import Run
 
@@ -110,6 +110,10 @@ def _changed(facts: StudyFacts, accepted: Accepted) -> tuple[str, str] | None:
         text = f"plan {before['planHash']} (expander {before.get('expanderVersion')}) would become {accepted.plan_hash}"
         advice = "finish the study with the operator that began it, or make a new study"
         return "ExpanderChanged", f"{text} (expander {EXPANDER_VERSION}); {advice}"
+    place = study_uri(accepted.results, facts.study)
+    if before.get("resultsURI") and before["resultsURI"] != place:
+        text = f"results went to {before['resultsURI']} and would now go to {place}"
+        return "DestinationChanged", f"{text}; set the chart's results back, or name them in the study"
     return None
 
 
@@ -123,18 +127,31 @@ class _Step:
         self._children = facts.children
         self._namespace: str = facts.study["metadata"]["namespace"]
         self._rows = {row.index: row for row in rows}
-        self._streak, self._last_failure = self._failures_in_a_row()
+        self._failures = self._failures_in_a_row()
 
     @property
     def tripped(self) -> bool:
-        """Whether the breaker is open: the limit of failures, then a probe that failed, too."""
-        return 0 < self._accepted.max_consecutive_failures < self._streak
+        """Whether the breaker is open: the limit of failures, then one that began after them, the probe."""
+        limit = self._accepted.max_consecutive_failures
+        if limit == 0 or len(self._failures) <= limit:
+            return False
+        reached = self._failures[limit - 1].ended
+        return any(c.began is not None and reached is not None and c.began >= reached for c in self._failures[limit:])
 
     def creations(self) -> Iterator[CreateExperiment]:
-        """Missing experiments in order of index, a batch at a time."""
+        """Missing experiments in order of index, a batch at a time; one deleted by hand gets its end back at once."""
         missing = sorted((r for r in self._accepted.runs if r.index not in self._children), key=lambda r: r.index)
         for run in missing[:BATCH]:
-            yield CreateExperiment(experiment_object(self._facts.study, run, self._accepted.configuration(run)))
+            manifest = experiment_object(self._facts.study, run, self._accepted.configuration(run))
+            yield CreateExperiment(manifest, self._memory_of(run.index, manifest["metadata"]["name"]))
+
+    def _memory_of(self, index: int, name: str) -> Restore | None:
+        row = self._known.get(index)
+        if row is None:
+            return None
+        epoch = int(self._facts.status.get("observedRetryEpoch") or 0)
+        retry = self._facts.spec.get("retry") or {}
+        return Restore(restored(row, name, retry=retry, epoch=epoch, now=self._now), row.state)
 
     def repairs(self) -> Iterator[WriteExperimentStatus]:
         """Experiments deleted by hand get their end back; failed ones go again when retryEpoch was raised."""
@@ -142,18 +159,11 @@ class _Step:
         for index, child in self._children.items():
             if done >= BATCH:
                 return
-            row = self._known.get(index)
-            if (
-                child.untouched
-                and row is not None
-                and child.epoch <= int(self._facts.status.get("observedRetryEpoch") or 0)
-            ):
-                retry = self._facts.spec.get("retry") or {}
-                epoch = int(self._facts.status.get("observedRetryEpoch") or 0)
-                status = restored(row, child.name, retry=retry, epoch=epoch, now=self._now)
-                yield WriteExperimentStatus(self._namespace, child.name, Restore(status, row.state))
+            memory = self._memory_of(index, child.name) if child.untouched and not child.deleting else None
+            if memory is not None:
+                yield WriteExperimentStatus(self._namespace, child.name, memory)
                 done += 1
-            elif child.goes_again and child.epoch < self._facts.epoch:
+            elif child.goes_again and child.epoch < self._facts.epoch and not child.deleting:
                 yield WriteExperimentStatus(self._namespace, child.name, Reopen(self._facts.epoch))
                 done += 1
 
@@ -161,19 +171,20 @@ class _Step:
         """What will not be started any more because the breaker is open."""
         if not self.tripped:
             return ()
-        text = f"{self._streak} runs failed in a row; the rest was not started"
+        text = f"{len(self._failures)} runs failed in a row, the last after a pause; raise retryEpoch to go on"
         cancel = Cancel("CircuitBreaker", text)
-        pending = [c for c in self._children.values() if c.state == "pending"]
+        pending = [c for c in self._children.values() if c.state == "pending" and not c.deleting]
         return tuple(WriteExperimentStatus(self._namespace, c.name, cancel) for c in pending)
 
-    def _failures_in_a_row(self) -> tuple[int, datetime | None]:
+    def _failures_in_a_row(self) -> list[Child]:
+        """Failures since the last completed run, oldest first; ends restored from memory have no time and no say."""
         ended = [c for c in self._children.values() if c.ended and c.state in ("completed", "failed")]
-        streak, last = 0, None
+        streak: list[Child] = []
         for child in sorted(ended, key=lambda c: (c.ended or self._now, c.index), reverse=True):
             if child.state != "failed" or child.epoch < self._facts.epoch:
                 break
-            streak, last = streak + 1, last or child.ended
-        return streak, last
+            streak.insert(0, child)
+        return streak
 
     def starts(self, *, blocked: bool) -> tuple[tuple[WriteExperimentStatus, ...], datetime | None, str]:
         """Runs to start now; else when to look again and the reason in a word."""
@@ -193,9 +204,10 @@ class _Step:
     def _probe_at(self) -> datetime | None:
         """When the one probe may start after as many failures in a row as the study allows."""
         limit = self._accepted.max_consecutive_failures
-        if limit == 0 or self._streak != limit or self._last_failure is None:
+        last = self._failures[-1].ended if self._failures else None
+        if limit == 0 or len(self._failures) < limit or last is None:
             return None
-        return self._last_failure + timedelta(seconds=PROBE_AFTER_S)
+        return last + timedelta(seconds=PROBE_AFTER_S)
 
     def _started(
         self, free: int, running: Sequence[Child]
@@ -225,7 +237,7 @@ class _Step:
 
     def _eligible_at(self, run: Run, ends: Mapping[str, datetime], busy: set[str]) -> datetime | None:
         """When some node has had its pause; None: now, since a node that this study has not used may be free."""
-        gap = self._accepted.gap_s[run.index]
+        gap = self._accepted.pause_s(run.index, again=bool(ends))
         idle = [end for node, end in ends.items() if node not in busy]
         if gap <= 0 or not idle or int(self._facts.spec.get("parallelism") or 1) > len(ends):
             return None

@@ -30,7 +30,9 @@ def changed(experiment: Mapping[str, Any], change: StatusChange, now: datetime) 
             epoch = int(status.get("observedRetryEpoch") or 0)
             return finished(experiment, status, now, reason, message, epoch=epoch) if between else None
         case Restore(memory, state):
-            return _restored(experiment, memory, state, now) if "observedGeneration" not in status else None
+            if "observedGeneration" in status:
+                return None
+            return {k: v for k, v in _restored(experiment, memory, state, now).items() if k != "completionTime"}
         case _:
             assert_never(change)
 

@@ -178,6 +178,8 @@ def _short(config: ExperimentConfig) -> str:
 
 
 def _from_cluster(data: Mapping[str, Any], source: str) -> StudyConfig:
+    if data["design"] is None:
+        raise StudyError(f"{source}: holds no design ({data.get('design_omitted')}); use llem results on the cluster")
     spec = {"design": data["design"], "execution": data.get("execution")}
     return study_of({"kind": STUDY_KIND, "metadata": {"name": data.get("name")}, "spec": spec}, source=source)
 

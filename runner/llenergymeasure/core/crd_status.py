@@ -223,6 +223,7 @@ def _experiment_status() -> Schema:
             "attempt": integer("Number of the latest attempt, from 1.", 0, 1_000),
             "node": text("Node of the latest attempt.", 253),
             "retriesUsed": record("Retries so far, by what went wrong.", used),
+            "adoptFrom": integer("First attempt whose stored result may be taken for this run's.", 1, 1_001),
             "attempts": listing("The latest attempts.", _attempt(), 10),
             **_outcome(),
         },

@@ -4,7 +4,7 @@ The kubelet keeps at most 4,096 bytes of it in the pod's status; it is all that 
 """
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
@@ -58,22 +58,22 @@ class TerminationRecord(_Part):
 
     version: int = VERSION
     outcome: Literal["stored", "failed"]
-    uri: str | None = None
+    uri: str | None = Field(None, max_length=2048)
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     size_bytes: int | None = None
-    schema_version: str | None = None
+    schema_version: str | None = Field(None, max_length=32)
     adopted: bool = False  # the result is an earlier attempt's: measured once, found again
-    verdict: str | None = None
+    verdict: str | None = Field(None, max_length=63)
     synthetic: bool = False  # pretended by an engine or a sensor: not a measurement
     energy_null_reason: str | None = Field(None, max_length=300)
     window_start: datetime | None = None
     window_end: datetime | None = None
     numbers: Numbers = Numbers()
-    gpu_product: str | None = None
-    gpu_uuids: tuple[str, ...] = Field((), max_length=16, alias="gpuUUIDs")
-    driver: str | None = None
+    gpu_product: str | None = Field(None, max_length=128)
+    gpu_uuids: tuple[Annotated[str, Field(max_length=64)], ...] = Field((), max_length=16, alias="gpuUUIDs")
+    driver: str | None = Field(None, max_length=63)
     baselines: tuple[KnownBaseline, ...] = Field((), max_length=16)
-    warnings: tuple[str, ...] = Field((), max_length=3)  # codes of the first three
+    warnings: tuple[Annotated[str, Field(max_length=63)], ...] = Field((), max_length=3)  # codes of the first three
     failure: Failure | None = None
 
     @field_validator("version")
