@@ -1,7 +1,8 @@
 """Brings result files from a cluster's store here through a short-lived pod, so that credentials stay inside.
 
-The pod is the study's own, as its Jobs describe it, without GPU, affinity and configuration: same image, volumes and
-account, hence the same access. It sleeps; `llem pack` in it writes the files to its output as one tar.
+The pod is the study's own, as its Jobs describe it, without GPU, affinity and configuration: same image, account and
+way to the results, which it can only read; nothing else that the study mounts. It sleeps; `llem pack` in it writes the
+files to its output as one tar. It goes with the study, or after LIFE_S.
 """
 
 import contextlib
@@ -26,24 +27,31 @@ LIFE_S = 3600
 START_S = 300
 CONTAINER = "reader"
 KEPT_VARIABLES = ("LLEM_STORE_ENDPOINT", "LLEM_STORE_REGION", "LLEM_STORE_CREDENTIALS", "HOME")
+MOUNTS: dict[str, dict[str, Any]] = {"tmp": {}, "results": {"readOnly": True}, "store": {"readOnly": True}}
+NO_GPU = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
+LABELS = {
+    "app.kubernetes.io/name": "llem",
+    "app.kubernetes.io/component": "reader",
+    resources.LABEL_READER: "true",
+}
 KEPT_FIELDS = (
     "securityContext", "imagePullSecrets", "serviceAccountName", "tolerations", "nodeSelector", "dnsConfig",
 )  # fmt: skip
 RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 
 
-def reader_pod(name: str, template: Mapping[str, Any]) -> dict[str, Any]:
-    """The pod that can read what the pods of a Job's `template` could write. Pure."""
+def reader_pod(owner: Resource, template: Mapping[str, Any]) -> dict[str, Any]:
+    """The pod that can read what the pods of a Job's `template`, those of `owner`, could write. Pure."""
     given = template["spec"]
     runner = next(c for c in given["containers"] if c["name"] == "runner")
-    mounts = [m for m in runner.get("volumeMounts") or () if m["name"] not in ("shm", "cache")]
-    used = {m["name"] for m in mounts}
+    own = {m["name"]: m for m in reversed(runner.get("volumeMounts") or ())}  # the operator's come first
+    mounts = [{**own[name], **how} for name, how in MOUNTS.items() if name in own]
     container = {
         "name": CONTAINER,
         "image": runner["image"],
         "imagePullPolicy": runner.get("imagePullPolicy", "IfNotPresent"),
         "command": ["sleep", str(LIFE_S)],
-        "env": [e for e in runner.get("env") or () if e["name"] in KEPT_VARIABLES],
+        "env": [*(e for e in runner.get("env") or () if e["name"] in KEPT_VARIABLES), NO_GPU],
         "resources": RESOURCES,
         "securityContext": runner.get("securityContext") or {},
         "volumeMounts": mounts,
@@ -56,15 +64,23 @@ def reader_pod(name: str, template: Mapping[str, Any]) -> dict[str, Any]:
         "terminationGracePeriodSeconds": 0,
         **{k: given[k] for k in KEPT_FIELDS if k in given},
         "containers": [container],
-        "volumes": [v for v in given.get("volumes") or () if v["name"] in used],
+        "volumes": [v for v in given.get("volumes") or () if v["name"] in own and v["name"] in MOUNTS],
     }
-    labels = {k: v for k, v in (template.get("metadata") or {}).get("labels", {}).items() if k.startswith("app.")}
+    metadata = owner["metadata"]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "generateName": f"{name[:40]}-reader-",
-            "labels": {**labels, "app.kubernetes.io/component": "reader"},
+            "generateName": f"{metadata['name'][:40]}-reader-",
+            "labels": LABELS,
+            "ownerReferences": [
+                {
+                    "apiVersion": resources.API_VERSION,
+                    "kind": owner["kind"],
+                    "name": metadata["name"],
+                    "uid": metadata["uid"],
+                }
+            ],
         },
         "spec": spec,
     }
@@ -97,7 +113,7 @@ def fetch_through_pod(kubectl: Kubectl, obj: Resource, results: Results, folder:
     """Copy the files below a study's URI into `folder`, give their number; raises ClusterError, ResultStoreError."""
     uri = folder_uri(results)
     template = _template(kubectl, obj, uri)
-    with _pod(kubectl, reader_pod(status.name_of(obj), template)) as pod, tempfile.TemporaryFile() as file:
+    with _pod(kubectl, reader_pod(obj, template)) as pod, tempfile.TemporaryFile() as file:
         words = ("exec", pod, f"--container={CONTAINER}", "--", "llem", "pack", uri_in_pod(uri, template))
         kubectl.to_file(*words, file=file)
         file.seek(0)
@@ -156,8 +172,8 @@ def pack(uri: str, file: IO[bytes]) -> int:
 
     credentials = os.environ.get("LLEM_STORE_CREDENTIALS")
     access = Access(
-        os.environ.get("LLEM_STORE_ENDPOINT"),
-        os.environ.get("LLEM_STORE_REGION"),
+        os.environ.get("LLEM_STORE_ENDPOINT") or None,
+        os.environ.get("LLEM_STORE_REGION") or None,
         Path(credentials) if credentials else None,
     )
     place = open_place(uri, access)

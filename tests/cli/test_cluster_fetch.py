@@ -18,6 +18,7 @@ from llenergymeasure.cluster_fetch import _unpacked, fetch_directly, pack, reade
 from llenergymeasure.cluster_results import Results, results_of
 from llenergymeasure.core.errors import ClusterError, ResultStoreError
 
+CHART = Path(__file__).resolve().parents[2] / "helm" / "llenergymeasure"
 STORE = {"uri": "s3://b/p", "endpoint": "http://store:7070", "credentialsSecretRef": {"name": "keys"}}
 
 
@@ -29,23 +30,52 @@ def template(results: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def test_reader_pod_has_the_access_of_a_run_and_nothing_else() -> None:
-    """Same image, volumes and security; no GPU, no place among measurements, no configuration, none of the user's secrets."""
+    """Same image, account and security; no GPU, no place among measurements, no configuration, nothing of the user's."""
     token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
-    given = template(STORE, env=[token], envFrom=[{"secretRef": {"name": "more"}}], gpu={"count": 1})
+    mine = {
+        "metadata": {"labels": {"app.mine": "x"}},
+        "spec": {
+            "volumes": [{"name": "mine", "secret": {"secretName": "other"}}],
+            "containers": [{"name": "runner", "volumeMounts": [
+                {"name": "mine", "mountPath": "/mine"}, {"name": "store", "mountPath": "/elsewhere"},
+            ]}],
+        },
+    }  # fmt: skip
+    given = template(STORE, env=[token], envFrom=[{"secretRef": {"name": "more"}}], gpu={"count": 1}, podTemplate=mine)
 
-    pod = reader_pod("sweep", given)
+    pod = reader_pod(study(), given)
     (container,) = pod["spec"]["containers"]
 
     assert container["image"] == "registry/llem:1"
-    assert {e["name"] for e in container["env"]} == {"LLEM_STORE_ENDPOINT", "LLEM_STORE_CREDENTIALS", "HOME"}
+    env = {e["name"]: e["value"] for e in container["env"] if e["value"]}
+    assert set(env) == {"LLEM_STORE_ENDPOINT", "LLEM_STORE_CREDENTIALS", "HOME", "NVIDIA_VISIBLE_DEVICES"}
+    assert env["NVIDIA_VISIBLE_DEVICES"] == "void"
     assert "envFrom" not in container
     assert "nvidia.com/gpu" not in json.dumps(pod)
     assert "affinity" not in pod["spec"]
     assert "llem.dev/measuring" not in pod["metadata"]["labels"]
     assert {v["name"] for v in pod["spec"]["volumes"]} == {"tmp", "store"}
+    assert {m["name"]: m["mountPath"] for m in container["volumeMounts"]} == {
+        "tmp": "/tmp", "store": "/var/run/llem/store",
+    }  # fmt: skip
     assert pod["spec"]["securityContext"] == given["spec"]["securityContext"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+def test_reader_pod_cannot_write_and_goes_with_its_study() -> None:
+    """A volume is mounted to be read; the pod is the study's, and the chart's NetworkPolicy selects it by its label."""
+    pod = reader_pod(study(), template({"pvc": {"claimName": "claim", "subPath": "a"}}))
+    (container,) = pod["spec"]["containers"]
+
+    assert {"name": "results", "mountPath": "/results", "subPath": "a", "readOnly": True} in container["volumeMounts"]
+    assert {v["name"] for v in pod["spec"]["volumes"]} == {"tmp", "results"}
+    (owner,) = pod["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("EnergyStudy", "sweep", study()["metadata"]["uid"])
+    assert pod["metadata"]["labels"]["llem.dev/reader"] == "true"
+    policy = (CHART / "templates" / "runner.yaml").read_text(encoding="utf-8")
+    assert all(label in policy for label in ('"llem.dev/measuring"', '"llem.dev/reader"'))
+    assert pod["spec"]["activeDeadlineSeconds"] == 3600
 
 
 @pytest.mark.parametrize(

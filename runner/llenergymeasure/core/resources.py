@@ -26,6 +26,7 @@ MAX_RUNS = 10_000
 LABEL_STUDY, LABEL_EXPERIMENT = f"{GROUP}/study", f"{GROUP}/experiment"
 LABEL_HASH, LABEL_CYCLE, LABEL_INDEX = f"{GROUP}/config-hash", f"{GROUP}/cycle", f"{GROUP}/index"
 LABEL_ATTEMPT, LABEL_MEASURING = f"{GROUP}/attempt", f"{GROUP}/measuring"
+LABEL_READER = f"{GROUP}/reader"  # the pod of `llem results -o`; the chart's NetworkPolicy knows it
 
 BESIDE_DESIGN = ("name", "base", "execution", "runners", "images", "output")
 """Keys of a plain study file that stand beside `design` in a manifest, or nowhere."""
