@@ -71,7 +71,7 @@ REASONS: dict[str, str] = {
     "NodeLost": "The node did not come back in time.",
     "JobDeleted": "The Job was deleted by hand.",
     "PodDeleted": "The pod was deleted by hand.",
-    "ExperimentDeleted": "The experiment was deleted by hand while it ran; it was made again.",
+    "ExperimentDeleted": "The experiment was deleted by hand while it ran.",
     "RestoredFromStudy": "The experiment was deleted by hand after it had ended; its end is the study's record.",
 }
 

@@ -115,7 +115,11 @@ def _change(kubectl: "Kubectl", name: str, change: Callable[[dict[str, Any]], di
     obj = find(kubectl, name, "--show-managed-fields")
     if st.is_child(obj):
         study = obj["spec"]["studyRef"]["name"]
-        raise ConfigError(f"{name} belongs to study {study}, which decides for it; use {study}")
+        if kubectl.json("get", f"{STUDIES}/{study}", "--ignore-not-found"):
+            raise ConfigError(f"{name} belongs to study {study}, which decides for it; use {study}")
+        raise ConfigError(
+            f"{name}: its study {study} is gone, and nothing goes on with it; llem delete {name} removes it"
+        )
     spec = change(obj)
     kind = STUDIES if st.is_study(obj) else EXPERIMENTS
     patch = {"metadata": {"resourceVersion": obj["metadata"]["resourceVersion"]}, "spec": spec}
@@ -128,12 +132,10 @@ def _change(kubectl: "Kubectl", name: str, change: Callable[[dict[str, Any]], di
 
 
 def _suspension(policy: str | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A change that suspends (by that policy, where the kind has one) or, without a policy, resumes."""
-    from llenergymeasure.cluster_status import is_study
+    """A change that suspends by that policy or, without a policy, resumes."""
 
-    def change(obj: dict[str, Any]) -> dict[str, Any]:
-        named = {"suspendPolicy": policy} if policy and is_study(obj) else {}
-        return {"suspend": policy is not None, **named}
+    def change(_obj: dict[str, Any]) -> dict[str, Any]:
+        return {"suspend": policy is not None, **({"suspendPolicy": policy} if policy else {})}
 
     return change
 

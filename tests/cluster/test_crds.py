@@ -142,6 +142,7 @@ BAD: list[tuple[str, dict[str, Any], str, Any, str]] = [
     ("neither uri nor pvc", study(), "results", {"region": "x"}, "write either uri or pvc"),
     ("both uri and pvc", study(), "results", {"uri": "s3://b/p", "pvc": {"claimName": "c"}}, "write either uri or pvc"),
     ("a path as uri", study(), "results/uri", "/results", "should match"),
+    ("unknown policy of an experiment", experiment(), "suspendPolicy", "Now", '"Drain", "Immediate"'),
     ("two variables of one name", study(), "template/env", [{"name": "A"}, {"name": "A"}], "Duplicate value"),
     ("name of 41", study("a" * 41), "suspend", False, "may not be more than 40"),
     ("name with a dot", study("a.b"), "suspend", False, "should match"),
@@ -158,6 +159,26 @@ def test_value_out_of_bounds_is_refused(kube: Kube, manifest: Any, path: str, va
     message = kube.refused(changed(manifest, path, value))
 
     assert words in message
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"uri": "s3://AKIA:hidden@b/p"},
+        {"uri": "s3://b/p?k=hidden"},
+        {"uri": "s3://b", "endpoint": "https://AKIA:hidden@s"},
+    ],
+    ids=["user", "query", "endpoint"],
+)
+@pytest.mark.parametrize("manifest", [study(), experiment()], ids=["study", "experiment"])
+def test_an_address_with_credentials_is_never_stored(
+    kube: Kube, manifest: dict[str, Any], results: dict[str, str]
+) -> None:
+    """And the refusal does not repeat them."""
+    message = kube.refused(changed(manifest, "results", results))
+
+    assert "credentialsSecretRef" in message
+    assert "hidden" not in message
 
 
 def test_full_specs_are_accepted(kube: Kube) -> None:
@@ -199,7 +220,7 @@ def test_full_specs_are_accepted(kube: Kube) -> None:
     )  # fmt: skip
     alone = experiment(
         "full", template=template, results={"pvc": claim}, retry=retry, retryEpoch=0, suspend=False,
-        deadlines=template["deadlines"], studyRef={"name": "full"}, index=0, cycle=1, configHash="0" * 16,
+        suspendPolicy="Immediate", deadlines=template["deadlines"], studyRef={"name": "full"}, index=0, cycle=1, configHash="0" * 16,
     )  # fmt: skip
 
     kube.apply(full)

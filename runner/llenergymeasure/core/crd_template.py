@@ -254,7 +254,13 @@ def results() -> Schema:
         },
     )
     one = rule("has(self.uri) != has(self.pvc)", "write either uri or pvc")
-    return found | {"x-kubernetes-validations": [one]}
+    bare = (
+        "must have none of @ ? #; credentials come from credentialsSecretRef"  # a pattern's message repeats the value
+    )
+    plain = [
+        rule(f"!has(self.{name}) || !self.{name}.matches('[@?#]')", bare, f".{name}") for name in ("uri", "endpoint")
+    ]
+    return found | {"x-kubernetes-validations": [one, *plain]}
 
 
 def retry(*, defaults: bool) -> Schema:

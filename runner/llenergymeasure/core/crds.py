@@ -28,6 +28,7 @@ from llenergymeasure.core.resources import (
     VERSION,
 )
 
+SUSPEND_POLICIES = ("Drain", "Immediate")
 LABEL_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 """A name without dots, since Jobs, pods and labels are named after it."""
 
@@ -118,13 +119,19 @@ def _study_spec() -> Schema:
         "What is kept on the cluster.",
         {
             "jobTTLSecondsAfterResult": by_default(
-                integer("How long a Job stays after its result is stored, s.", 0, MONTH_SECONDS), hour
+                integer(
+                    "How long a Job stays after its attempt has ended, with a result or without, s; llem logs and "
+                    "llem results -o need it.",
+                    0,
+                    MONTH_SECONDS,
+                ),
+                hour,
             )
         },
     )
     policy = choice(
         "What suspend does to runs under way. Drain: they end first. Immediate: they are stopped and run again later.",
-        ["Drain", "Immediate"],
+        SUSPEND_POLICIES,
     )
     return record(
         "What is wanted.",
@@ -225,6 +232,11 @@ def _experiment_spec() -> Schema:
             "configHash": text(f"Hash of the configuration. {_OF_A_STUDY}", 64),
             **{k: part | {"description": f"{part['description']} {own}"} for k, part in parts.items()},
             "suspend": flag(f"Do not start. Default: false. {own}"),
+            "suspendPolicy": choice(
+                "What suspend does to the run under way. Drain: it ends first. Immediate: it is stopped and run again "
+                f"later. Default: Drain. {own}",
+                SUSPEND_POLICIES,
+            ),
             "retryEpoch": integer(f"Raise it, and a failed or invalid run is made again. May only grow. {own}"),
         },
         required=["config"],

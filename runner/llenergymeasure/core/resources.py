@@ -31,9 +31,9 @@ LABEL_READER = f"{GROUP}/reader"  # the pod of `llem results -o`; the chart's Ne
 BESIDE_DESIGN = ("name", "base", "execution", "runners", "images", "output")
 """Keys of a plain study file that stand beside `design` in a manifest, or nowhere."""
 
-_COMMON = ("suspend", "retry", "retryEpoch", "template", "results")
+_COMMON = ("suspend", "suspendPolicy", "retry", "retryEpoch", "template", "results")
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    STUDY_KIND: ("design", ("execution", "parallelism", "suspendPolicy", "retention", *_COMMON)),
+    STUDY_KIND: ("design", ("execution", "parallelism", "retention", *_COMMON)),
     EXPERIMENT_KIND: ("config", ("studyRef", "index", "cycle", "configHash", "deadlines", *_COMMON)),
 }
 """By kind: the field of `spec` that is a file's body, and the fields beside it."""
