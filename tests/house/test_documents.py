@@ -24,6 +24,30 @@ def test_no_placeholder_is_left(page: Path) -> None:
     assert words == []
 
 
+def test_the_operator_may_do_what_the_security_page_says_and_no_more() -> None:
+    """A new right is a new sentence there: none to read Secrets or logs, to exec, to make pods, to change a study."""
+    text = (ROOT / "helm" / "llenergymeasure" / "templates" / "rbac.yaml").read_text(encoding="utf-8")
+    rules = text.partition('define "llem.operatorRules"')[2].partition("end }}")[0]
+    granted = re.findall(r"resources: \[(.*)\]\n    verbs: \[(.*)\]", rules)
+    assert granted == [
+        ("energystudies", "get, list, watch"),
+        ("energyexperiments", "get, list, watch, create"),
+        ("energystudies/status, energyexperiments/status", "get, patch, update"),
+        ("jobs", "create, delete, get, list, patch, watch"),
+        ("pods", "get, list, watch"),
+        ("events", "create, list"),
+    ]
+    assert rules.count("resources:") == len(granted)
+
+
+def test_the_security_page_names_values_of_the_chart() -> None:
+    """And all that restrict a study."""
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    values = (ROOT / "helm" / "llenergymeasure" / "values.yaml").read_text(encoding="utf-8")
+    named = re.findall(r"`runner\.(\w+)`", page)
+    assert set(named) == set(re.findall(r"^  (allow\w+):", values, re.MULTILINE))
+
+
 def test_readme_names_the_two_commands_on_its_first_screen() -> None:
     """`make run` and `make test` stand within the first fifty lines."""
     first = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:50])
