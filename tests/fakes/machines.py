@@ -253,7 +253,7 @@ class Machines:
                 record = {**found, "adopted": True}
                 virtual_time.later(0.5, self._end, name, uid, started, 0, json.dumps(record), "Completed")
                 return
-        until = json.loads(env.get("LLEM_GAP_UNTIL", "{}")).get(pod["spec"]["nodeName"])
+        until = json.loads(env.get("LLEM_GAP_UNTIL") or "{}").get(pod["spec"]["nodeName"])
         pause = datetime.fromisoformat(until) - virtual_time.now() if until else timedelta(0)
         virtual_time.later(max(0.0, pause.total_seconds()), self._measure, name, uid, started, env)
 
