@@ -189,7 +189,7 @@ def _environment() -> Schema:
     bundle = record(
         "Variables from all keys of a Secret or ConfigMap.",
         {
-            "prefix": text("Put before each key.", 253),
+            "prefix": text("Put before each key; LLEM_*, NVIDIA_* and CUDA_* belong to llem.", 253),
             "secretRef": whole("Secret"),
             "configMapRef": whole("ConfigMap"),
         },
@@ -223,7 +223,8 @@ def _patch() -> Schema:
         "type": "object",
         "description": "What else the pods need, as a fragment of a pod template: labels, annotations, nodeSelector, "
         "tolerations, volumes, topologySpreadConstraints, dnsConfig, fsGroup, supplementalGroups; of the container "
-        "`runner` env, envFrom, volumeMounts, CPU and memory. Maps are merged, lists are appended by name. Anything "
+        "`runner` env, envFrom, volumeMounts, CPU and memory. A volume is an emptyDir, configMap, secret, "
+        "persistentVolumeClaim, downwardAPI or a projection of these. Maps are merged, lists are appended by name. Anything "
         "else is refused by name, and the study is then not accepted.",
         "maxProperties": 8,
         **PRESERVE,
