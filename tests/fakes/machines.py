@@ -64,6 +64,7 @@ class Machines:
     measured: list[Measurement] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     measuring: dict[str, str] = field(default_factory=dict)  # experiment → pod UID
+    pod_gone_after_s: float = POD_GONE_AFTER_S
 
     def __post_init__(self) -> None:
         """Listen to the API server."""
@@ -80,7 +81,7 @@ class Machines:
         elif plural == "pods" and change == "ADDED":
             virtual_time.later(NODE_AFTER_S, self._schedule, name, uid)
         elif plural == "pods" and change == "MODIFIED" and obj["metadata"].get("deletionTimestamp"):
-            virtual_time.later(POD_GONE_AFTER_S, self._take_away, name, uid)
+            virtual_time.later(self.pod_gone_after_s, self._take_away, name, uid)
         elif plural == "pods" and change == "DELETED":
             virtual_time.later(JOB_END_AFTER_S, self._end_job_without_pod, obj)
 

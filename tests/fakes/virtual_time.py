@@ -62,8 +62,15 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in virtual time; whatever still runs at its end is cancelled."""
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
+    broken: list[BaseException] = []
+    loop.set_exception_handler(lambda _loop, about: broken.append(about.get("exception") or RuntimeError(str(about))))
     try:
-        return loop.run_until_complete(main)
+        result = loop.run_until_complete(main)
+        if broken:
+            raise broken[0]
+        return result
+    except AssertionError as err:
+        raise (broken or [err])[0] from None
     finally:
         for _ in range(100):  # wait_for of Python 3.11 may swallow a cancellation
             rest = asyncio.all_tasks(loop)

@@ -326,6 +326,26 @@ def test_a_job_deleted_by_hand_is_made_again(moment: float, attempts: int) -> No
     play(scenario)
 
 
+def test_the_pod_of_an_earlier_attempt_must_be_gone_before_the_next_is_made() -> None:
+    """A container may take its whole grace period to stop; on another node the next one would measure beside it."""
+
+    async def scenario() -> None:
+        world = await begun(lives(Life(seconds=100)), nodes=("node-a", "node-b"))
+        world.machines.pod_gone_after_s = 50
+        await world.until(is_measuring(world))
+        world.server.delete("jobs", "bench", world.server.all("jobs")[0]["metadata"]["name"])
+        await asyncio.sleep(30)
+        assert world.server.all("jobs") == []
+        assert "earlier attempt is gone" in next(
+            c["message"] for c in world.experiment()["status"]["conditions"] if c["type"] == "Finished"
+        )
+        await world.until_over()
+        assert rows(world.experiment()) == [("Lost", "JobDeleted"), ("Completed", "ResultStored")]
+        assert world.violations == []
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("what", ["jobs", "pods"])
 def test_what_is_deleted_after_its_success_but_before_it_was_read_is_recovered_from_the_store(what: str) -> None:
     """The operator was away; the next attempt finds the result and measures nothing."""
