@@ -224,8 +224,8 @@ def _patch() -> Schema:
         "description": "What else the pods need, as a fragment of a pod template: labels, annotations, nodeSelector, "
         "tolerations, volumes, topologySpreadConstraints, dnsConfig, fsGroup, supplementalGroups; of the container "
         "`runner` env, envFrom, volumeMounts, CPU and memory. A volume is an emptyDir, configMap, secret, "
-        "persistentVolumeClaim, downwardAPI or a projection of these. Maps are merged, lists are appended by name. Anything "
-        "else is refused by name, and the study is then not accepted.",
+        "persistentVolumeClaim, downwardAPI or a projection of these. Maps are merged, lists are appended by name. "
+        "Anything else is refused by name, and the study is then not accepted.",
         "maxProperties": 8,
         **PRESERVE,
     }
