@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kubernetes.aio import client, config
+
+log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 30.0
 PAGE = 500
@@ -77,7 +80,7 @@ class Api:
         assert self._client is not None
         await self._limit.wait()
         headers = {"Accept": "application/json", "Content-Type": content_type}
-        status, raw, retry_after = 0, b"", None
+        status, raw, retry_after, warning = 0, b"", None, None
         try:
             _, url, headers, data, _ = await self._client.param_serialize(
                 method,
@@ -91,6 +94,7 @@ class Api:
                 method, url, headers=headers, body=data, _request_timeout=REQUEST_TIMEOUT_S
             )
             raw, status, retry_after = await response.read(), response.status, response.getheader("Retry-After")
+            warning = response.getheader("Warning") if method == "POST" else None
         except Exception as err:  # aiohttp, TLS, timeouts: each means that there was no answer
             raise ApiError(0, type(err).__name__, str(err) or "no answer") from err
         finally:
@@ -100,6 +104,8 @@ class Api:
             if status == 429:
                 self._limit.close_for(min(refusal.retry_after_s, 60.0))
             raise refusal
+        if warning:
+            log.warning("%s %s: the API server warns: %s", method, path, warning)
         found: dict[str, Any] = json.loads(raw) if raw else {}
         return found
 

@@ -69,9 +69,10 @@ class Controller:
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float],
+        on_end: Callable[[Mapping[str, Any]], None] = lambda _obj: None,
     ) -> None:
         self._cluster, self._cache, self._settings = cluster, cache, settings
-        self._now, self._monotonic = now, monotonic
+        self._now, self._monotonic, self._on_end = now, monotonic, on_end
         self._judge = Judgements(settings)
         self._written_at: dict[str, float] = {}
         self._troubles: dict[str, Trouble] = {}  # by study UID, so that a status says it once, not at every try
@@ -179,6 +180,7 @@ class Controller:
         new = find(after["status"].get("conditions") or (), "Finished") or {}
         if new.get("status") != "True" or old.get("status") == "True":
             return
+        self._on_end(after)
         good = new["reason"] in ("Completed", "ResultStored")
         try:
             text = str(new["message"])

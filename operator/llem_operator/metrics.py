@@ -1,11 +1,14 @@
 """What Prometheus scrapes, named as controller-runtime names it."""
 
 from collections import Counter as Tally
+from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from llem_operator.attempts import job_is_live
 from llem_operator.cache import Cache
+from llem_operator.timestamps import parse
 
 MAX_ENERGY_SERIES = 1000  # finished experiments with a gauge of their own; the newest of them
 
@@ -27,12 +30,26 @@ class Metrics:
         )
         self._jobs = Gauge("llem_jobs", "Jobs by state", ["state"], registry=self.registry)
         self._experiments = Gauge("llem_experiments", "Experiments by state", ["state"], registry=self.registry)
+        self._experiment_seconds = Histogram(
+            "llem_experiment_seconds",
+            "Seconds of a run's container, by how its last attempt ended",
+            ["reason"],
+            buckets=(10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200),
+            registry=self.registry,
+        )
         self._energy = Gauge(
             "llem_energy_per_output_token_joules",
             "Joules per output token of a finished experiment",
             ["namespace", "study", "experiment", "verdict"],
             registry=self.registry,
         )
+
+    def ended(self, obj: Mapping[str, Any]) -> None:
+        """A study or an experiment has ended; the last attempt's container tells the seconds of an experiment."""
+        rows = obj["status"].get("attempts") or ()
+        start, end = (parse(rows[-1].get(k)) if rows else None for k in ("start", "end"))
+        if start is not None and end is not None:
+            self._experiment_seconds.labels(rows[-1].get("reason", "")).observe((end - start).total_seconds())
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
         """A look has ended."""

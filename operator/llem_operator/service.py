@@ -39,7 +39,7 @@ class Service:
         self._clock: Callable[[], float] = loop.time
         self.cache = Cache()
         self.queue: KeyedQueue[Key] = KeyedQueue(self._lane)
-        self._controller = Controller(cluster, self.cache, settings, now=now, monotonic=loop.time)
+        self._controller = Controller(cluster, self.cache, settings, now=now, monotonic=loop.time, on_end=metrics.ended)
         self._ticked: dict[int, float] = {}
         self._missed = 0
         self.synced = False
@@ -199,6 +199,10 @@ class Service:
         for name, child in list(self.cache.children.items()):
             if _within(name, namespace) and name not in seen and (full or child.state in ("pending", "running")):
                 self.queue.add(Key("verify", *name))
+        for name, study in self.cache.studies.items() if full else ():
+            total = ((study.get("status") or {}).get("counts") or {}).get("total", 0)
+            if _within(name, namespace) and len(self.cache.children_of(study["metadata"]["uid"])) < total:
+                self.queue.add(Key("study", *name))  # deleted by hand while no operator looked
         return news
 
     async def _compare_shelf(
