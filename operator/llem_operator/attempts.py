@@ -35,6 +35,7 @@ EXITS: dict[int, tuple[str, Budget]] = {
 PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 VOLUME_EVENTS = ("FailedMount", "FailedAttachVolume")  # the pod's status does not tell of a missing Secret
 CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError")
+KILLED = 128 + 9  # by SIGKILL
 NO_POD_S = 15  # a rejected pod is silent in the Job, so after this its Events are read
 LOST_MARGIN_S = 120
 TAKEN_BACK = "the queueing system took the Job back"
@@ -247,6 +248,9 @@ def _ended(job: Mapping[str, Any], pod: Mapping[str, Any], terminated: Mapping[s
         text = "the container used more memory than its limit; raise template.resources.limits.memory"
         return Ended("Failed", "OutOfMemory", text, "none", code, end, record, tail)
     assert code is not None
+    if code == KILLED and pod["metadata"].get("deletionTimestamp"):
+        text = "the pod was deleted by hand and its container killed"
+        return Ended("Lost", "PodDeleted", text, "infrastructure", code, end, record, tail)
     if terminated.get("reason") in ("StartError", "ContainerCannotRun") or 126 <= code <= 128:
         return Ended("Failed", "ContainerStartFailed", redacted(message) or said, "none", code, end, record, tail)
     reason, budget = EXITS.get(code, ("EngineCrashed", "measurement"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fakes.workloads import NOW, SHA, URI, condition, ended, failed, gone, job, pod, running, stored, waiting
+from fakes.workloads import NOW, SHA, URI, at, condition, ended, failed, gone, job, pod, running, stored, waiting
 from llem_operator.attempts import EXITS, Ended, Running, Waiting, container_ended, job_is_live, lost_at, progress
 
 TOKEN = "hf_" + "x" * 30
@@ -107,6 +107,9 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str, str, str]] = {
         job(), pod(phase="Failed", status={"reason": "DeadlineExceeded"}), "Failed", "TimedOut", "measurement",
     ),
     "memory": (job(), gone(ended(137, reason="OOMKilled")), "Failed", "OutOfMemory", "none"),
+    "killed with its pod": (
+        job(), gone(ended(137), deletionTimestamp=at(-3)), "Lost", "PodDeleted", "infrastructure",
+    ),
     "killed, not for memory": (job(), gone(ended(137)), "Failed", "EngineCrashed", "measurement"),
     "start error": (job(), gone(ended(1, "exec: no such file", "StartError")), "Failed", "ContainerStartFailed", "none"),
     "cannot run": (job(), gone(ended(1, "x", "ContainerCannotRun")), "Failed", "ContainerStartFailed", "none"),
