@@ -32,6 +32,7 @@ class Leadership:
 
     async def acquire(self) -> None:
         """Wait until this operator leads."""
+        self._led = False
         while not await self._try():
             await asyncio.sleep(RETRY_S if self._seen[0] else 2.0)
         self._led = True
@@ -67,7 +68,7 @@ class Leadership:
             if mark != self._seen[0]:
                 self._seen = (mark, self._clock())
             silent_s = self._clock() - self._seen[1]
-            if self._led and holder != self._identity:
+            if self._led and holder not in ("", self._identity):
                 raise LeaseLostError(f"lease {self._namespace}/{self._name} is {holder}'s")
             if holder not in ("", self._identity) and silent_s < float(spec.get("leaseDurationSeconds") or DURATION_S):
                 return False

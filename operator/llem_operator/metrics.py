@@ -1,7 +1,7 @@
 """What Prometheus scrapes, named as controller-runtime names it."""
 
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -46,7 +46,7 @@ class Metrics:
 
     def ended(self, obj: Mapping[str, Any]) -> None:
         """A study or an experiment has ended; the last attempt's container tells the seconds of an experiment."""
-        rows = obj["status"].get("attempts") or ()
+        rows: Sequence[Mapping[str, Any]] = obj["status"].get("attempts") or []
         start, end = (parse(rows[-1].get(k)) if rows else None for k in ("start", "end"))
         if start is not None and end is not None:
             self._experiment_seconds.labels(rows[-1].get("reason", "")).observe((end - start).total_seconds())
