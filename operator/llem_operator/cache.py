@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llem_operator.attempts import job_is_live
 from llem_operator.children import Child, child_of
 from llenergymeasure.core.resources import LABEL_EXPERIMENT
 
@@ -25,11 +26,17 @@ def lean_study(study: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lean_job(job: Mapping[str, Any]) -> dict[str, Any]:
-    """A Job without its pod template, except for the pod's deadline."""
+    """A Job without its pod template, except for the pod's deadline, and without its counters."""
     spec = {k: v for k, v in job["spec"].items() if k in ("suspend", "ttlSecondsAfterFinished")}
     deadline = job["spec"]["template"]["spec"].get("activeDeadlineSeconds")
     spec["template"] = {"spec": {"activeDeadlineSeconds": deadline}}
-    return {"metadata": _lean_metadata(job), "spec": spec, "status": job.get("status") or {}}
+    status = job.get("status") or {}
+    conditions = [c for c in status.get("conditions") or () if c["type"] in JOB_CONDITIONS]
+    return {
+        "metadata": _identity(job),
+        "spec": spec,
+        "status": {"startTime": status.get("startTime"), "conditions": conditions},
+    }
 
 
 def lean_pod(pod: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,10 +44,19 @@ def lean_pod(pod: Mapping[str, Any]) -> dict[str, Any]:
     status = {k: v for k, v in (pod.get("status") or {}).items() if k in ("phase", "reason", "message", "conditions")}
     status["containerStatuses"] = (pod.get("status") or {}).get("containerStatuses") or []
     return {
-        "metadata": _lean_metadata(pod),
+        "metadata": _identity(pod),
         "spec": {"nodeName": (pod.get("spec") or {}).get("nodeName")},
         "status": status,
     }
+
+
+JOB_CONDITIONS = ("Complete", "Failed", "Suspended")  # others announce these
+IDENTITY = ("name", "namespace", "uid", "labels", "ownerReferences", "creationTimestamp", "deletionTimestamp")
+
+
+def _identity(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a Job's or pod's metadata what decisions look at; finalizers and their like come and go without being news."""
+    return {k: v for k, v in obj["metadata"].items() if k in (*IDENTITY, "resourceVersion")}
 
 
 def _lean_metadata(obj: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,14 +71,14 @@ class Shelf:
     of_experiment: dict[Name, set[Name]] = field(default_factory=dict)
 
     def put(self, lean: dict[str, Any]) -> bool:
-        """Keep an object unless a newer state of it is known; True if it was news."""
+        """Keep an object unless a newer state of it is known; True if something that decisions look at is new."""
         name, metadata = _name(lean), lean["metadata"]
         before = self.objects.get(name)
         if before is not None and not newer(metadata["resourceVersion"], before["metadata"]["resourceVersion"]):
             return False
         self.objects[name] = lean
         self.of_experiment.setdefault(owner_name(lean), set()).add(name)
-        return True
+        return before is None or _without_version(lean) != _without_version(before)
 
     def drop(self, name: Name) -> None:
         """Forget an object."""
@@ -76,6 +92,14 @@ class Shelf:
     def of(self, experiment: Name) -> list[dict[str, Any]]:
         """All objects of an experiment."""
         return [self.objects[n] for n in sorted(self.of_experiment.get(experiment, ()))]
+
+
+def _stays(job: Mapping[str, Any]) -> bool:
+    return job_is_live(job) or "ttlSecondsAfterFinished" not in job["spec"]
+
+
+def _without_version(lean: Mapping[str, Any]) -> dict[str, Any]:
+    return {**lean, "metadata": {k: v for k, v in lean["metadata"].items() if k != "resourceVersion"}}
 
 
 def _name(obj: Mapping[str, Any]) -> Name:
@@ -94,6 +118,7 @@ class Cache:
     def __init__(self) -> None:
         self.studies: dict[Name, dict[str, Any]] = {}
         self.children: dict[Name, Child] = {}
+        self.open: dict[Name, dict[str, Any]] = {}  # with an attempt under way or a Job that is not yet expiring, whole
         self._by_owner: dict[str, dict[int, Child]] = {}
         self.jobs, self.pods = Shelf(), Shelf()
 
@@ -113,18 +138,36 @@ class Cache:
         before = self.children.get(name)
         version = experiment["metadata"]["resourceVersion"]
         if before is not None and not newer(version, before.resource_version):
+            if version == before.resource_version:
+                self.keep_open(experiment)
             return False
         child = child_of(experiment)
         if before is not None and (before.owner, before.index) != (child.owner, child.index):
             self.drop_experiment(name)
         self.children[name] = child
+        self.keep_open(experiment)
         if child.owner:
             self._by_owner.setdefault(child.owner, {})[child.index] = child
         return True
 
+    def keep_open(self, experiment: Mapping[str, Any]) -> None:
+        """Keep an experiment whole while its Jobs give reason to look at it."""
+        name = _name(experiment)
+        if self.children[name].state == "running" or any(map(_stays, self.jobs.of(name))):
+            self.open[name] = {**experiment, "metadata": _lean_metadata(experiment)}
+        else:
+            self.open.pop(name, None)
+
+    def is_settled(self, name: Name) -> bool:
+        """Whether nothing is left to do for a run that is over: its Jobs expire, and its study may reopen it."""
+        child, jobs = self.children.get(name), self.jobs.of(name)
+        over = child is not None and child.owner and child.state not in ("pending", "running")
+        return bool(over and jobs) and not any(map(_stays, jobs))
+
     def drop_experiment(self, name: Name) -> Child | None:
         """Forget an experiment; gives what was known of it."""
         child = self.children.pop(name, None)
+        self.open.pop(name, None)
         if child is not None and child.owner:
             siblings = self._by_owner.get(child.owner, {})
             if siblings.get(child.index) is child:
@@ -132,6 +175,13 @@ class Cache:
             if not siblings:
                 self._by_owner.pop(child.owner, None)
         return child
+
+    def has_finished(self, experiment: Mapping[str, Any]) -> bool:
+        """Whether the end of this experiment, in this or a later state, is known."""
+        child = self.children.get(_name(experiment))
+        if child is None or child.state in ("pending", "running"):
+            return False
+        return not newer(experiment["metadata"]["resourceVersion"], child.resource_version)
 
     def children_of(self, study_uid: str) -> dict[int, Child]:
         """A study's experiments by index."""

@@ -145,15 +145,16 @@ class Cluster:
             if err.status not in (404, 409):
                 raise
 
-    async def expire_job(self, namespace: str, name: str, ttl_s: int) -> None:
-        """Let a finished Job be collected after so many seconds."""
+    async def expire_job(self, namespace: str, name: str, ttl_s: int) -> dict[str, Any] | None:
+        """Let a finished Job be collected after so many seconds; gives it as it is then, None if it is gone."""
         body = {"spec": {"ttlSecondsAfterFinished": ttl_s}}
         try:
             path = _path("batch/v1", "jobs", namespace, name)
-            await self._api.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+            return await self._api.request("PATCH", path, body=body, content_type=MERGE_PATCH)
         except ApiError as err:
             if err.status != 404:
                 raise
+        return None
 
     async def event(self, about: Mapping[str, Any], reason: str, message: str, *, warning: bool, now: str) -> None:
         """Post an Event about a custom resource, for `kubectl describe`."""

@@ -35,6 +35,7 @@ from llenergymeasure.core.errors import ConfigError
 log = logging.getLogger(__name__)
 
 STATUS_PACE_S = 1.0
+REST_S, RESTS = 0.2, 3.0  # between two looks, s, and as a multiple of what the last one took: all studies share a loop
 EVENTS_EVERY_S = 20.0
 TROUBLE_PAUSE_S = 15.0
 DISPENSABLE = ("manifest", "nodes", "baselines", "active", "recentFailures", "skipped", "best", "logTail", "warnings")
@@ -52,10 +53,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What came of a look: when to look again, and which other keys it made dirty."""
+    """What came of a look: when to look again, which other keys it made dirty, and the pause that it needs after it."""
 
     requeue_at: datetime | None = None
     dirty: tuple[Key, ...] = ()
+    rest_s: float = 0.0
 
 
 class Controller:
@@ -84,7 +86,11 @@ class Controller:
             return await self._look_at_study(key)
         if key.kind == "verify":
             return await self._verify(key)
-        return await self._look_at_experiment(key)
+        try:
+            return await self._look_at_experiment(key)
+        except ApiError:
+            self._cache.open.pop((key.namespace, key.name), None)  # it may have moved: read it live the next time
+            raise
 
     async def _verify(self, key: Key) -> Look:
         experiment = await self._cluster.experiment(key.namespace, key.name)
@@ -115,8 +121,9 @@ class Controller:
         uid = study["metadata"]["uid"]
         judged = await self._judge.study(study)
         facts = StudyFacts(study, judged, self._cache.children_of(uid), self._troubles.get(uid))
-        now = self._now()
+        now, begun = self._now(), self._monotonic()
         decision = reconcile_study(facts, now)
+        rest_s = max(REST_S, RESTS * (self._monotonic() - begun))
         late = self._too_soon(study, decision)
         if not late:
             await self._write(study, decision)
@@ -129,7 +136,8 @@ class Controller:
             dirty.append(key)  # to say so
         times = [now + timedelta(seconds=TROUBLE_PAUSE_S) if trouble else decision.requeue_at]
         times.append(now + timedelta(seconds=STATUS_PACE_S) if late else None)
-        return Look(min((t for t in times if t is not None), default=None), (*dirty, *self._to_be_stopped(study)))
+        dirty += self._to_be_stopped(study)
+        return Look(min((t for t in times if t is not None), default=None), tuple(dirty), rest_s)
 
     def _to_be_stopped(self, study: Mapping[str, Any]) -> Iterator[Key]:
         """Running experiments of a study that is suspended at once."""
@@ -175,13 +183,18 @@ class Controller:
         return await self._cluster.write_status(obj, {**less, "manifestMode": "Ranges"} if "counts" in less else less)
 
     async def _tell(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Post an Event when something ended or was refused; an Event that fails is not worth a second try."""
+        """Post an Event when something ended or was refused; an Event that fails is not worth a second try.
+
+        A run of a study that ended well is no event of its own: thousands of them would hide the others.
+        """
         old = find((before.get("status") or {}).get("conditions") or (), "Finished") or {}
         new = find(after["status"].get("conditions") or (), "Finished") or {}
         if new.get("status") != "True" or old.get("status") == "True":
             return
         self._on_end(after)
         good = new["reason"] in ("Completed", "ResultStored")
+        if good and after["spec"].get("studyRef"):
+            return
         try:
             text = str(new["message"])
             await self._cluster.event(after, str(new["reason"]), text, warning=not good, now=whole_seconds(self._now()))
@@ -228,7 +241,10 @@ class Controller:
                 raise AssertionError(f"a study does not decide {action}")
 
     async def _look_at_experiment(self, key: Key) -> Look:
-        experiment = await self._cluster.experiment(key.namespace, key.name)
+        if self._cache.is_settled((key.namespace, key.name)):
+            return Look()
+        known = self._cache.open.get((key.namespace, key.name))  # a write fails if it has moved since
+        experiment = known or await self._cluster.experiment(key.namespace, key.name)
         if experiment is None:
             return self._gone(key)
         experiment["kind"] = "EnergyExperiment"
@@ -240,6 +256,9 @@ class Controller:
         now = self._now()
         decision = reconcile_experiment(facts, now)
         if _irreversible(facts, decision):
+            if known is not None:
+                self._cache.open.pop((key.namespace, key.name), None)
+                return await self._look_at_experiment(key)
             facts = await self._live(facts)
             decision = reconcile_experiment(facts, now)
         written = await self._write(experiment, decision)
@@ -350,7 +369,10 @@ class Controller:
             case DeleteJob(namespace, name, uid):
                 await self._cluster.delete_job(namespace, name, uid)
             case ExpireJob(namespace, name, ttl_s):
-                await self._cluster.expire_job(namespace, name, ttl_s)
+                expiring = await self._cluster.expire_job(namespace, name, ttl_s)
+                if expiring is not None:
+                    self._cache.jobs.put(lean_job(expiring))
+                self._cache.keep_open(facts.experiment)
             case _:
                 raise AssertionError(f"an experiment does not decide {action}")
         return written
@@ -385,10 +407,13 @@ class Controller:
 
 
 def _irreversible(facts: ExperimentFacts, decision: Decision) -> bool:
-    """Whether a decision must rest on Jobs and pods as they are now: it makes or deletes a Job, or ends an attempt."""
+    """Whether a decision must rest on what is there now: it makes or deletes a Job, or gives an attempt up.
+
+    A container that has ended well stays so, whatever the watch has not told yet.
+    """
     if any(isinstance(a, CreateJob | DeleteJob) for a in decision.actions):
         return True
     if decision.status is None or facts.open_attempt is None:
         return False
     rows = decision.status.get("attempts") or ()
-    return bool(rows and rows[-1].get("outcome"))
+    return bool(rows and rows[-1].get("outcome") not in (None, "Completed"))

@@ -27,6 +27,7 @@ class KeyedQueue(Generic[K]):
         self._later: dict[K, asyncio.TimerHandle] = {}
         self._due: dict[K, float] = {}
         self._failures: dict[K, int] = {}
+        self._rests_until: dict[K, float] = {}
         self._wake = asyncio.Event()
 
     def __len__(self) -> int:
@@ -40,12 +41,20 @@ class KeyedQueue(Generic[K]):
         """
         if key in self._failures and key in self._due:
             return
+        rest_s = self._rests_until.get(key, 0.0) - self._clock()
         if key in self._working:
             self._dirty.add(key)
+        elif rest_s > 0:
+            self.add_after(key, rest_s)
         elif key not in self._queued:
+            self._rests_until.pop(key, None)
             self._queued.add(key)
             self._ready.setdefault(self._lane(key), deque()).append(key)
             self._wake.set()
+
+    def rest(self, key: K, seconds: float) -> None:
+        """Look at a key not before so many s from now, however often it is added."""
+        self._rests_until[key] = self._clock() + seconds
 
     def add_after(self, key: K, delay_s: float) -> None:
         """Look at a key in `delay_s` s, or earlier if it was asked for earlier."""
@@ -102,6 +111,7 @@ class KeyedQueue(Generic[K]):
     def forget(self, key: K) -> None:
         """Drop what is remembered of a key whose object is gone."""
         self._failures.pop(key, None)
+        self._rests_until.pop(key, None)
         handle = self._later.pop(key, None)
         if handle is not None:
             handle.cancel()

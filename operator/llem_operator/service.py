@@ -89,6 +89,8 @@ class Service:
             log.error("%s %s/%s failed", key.kind, key.namespace, key.name, exc_info=err)
 
     def _after(self, key: Key, look: Look) -> None:
+        if look.rest_s > 0:
+            self.queue.rest(key, look.rest_s)
         for dirty in look.dirty:
             self.queue.add(dirty)
         if look.requeue_at is not None:
@@ -118,9 +120,9 @@ class Service:
             self.queue.add(Key("experiment", namespace, experiment))
 
     def _heard_experiment(self, change: str | None, obj: Mapping[str, Any], name: tuple[str, str]) -> None:
-        if change == "DELETED":  # deleted, or finished and so out of the watch's selection
+        if change == "DELETED" and not self.cache.has_finished(obj):  # deleted, or so far unknown to be finished
             self.queue.add(Key("verify", *name))
-        elif self.cache.put_experiment(obj):
+        elif change != "DELETED" and self.cache.put_experiment(obj):
             self._experiment_changed(name)
 
     def _experiment_changed(self, name: tuple[str, str]) -> None:
