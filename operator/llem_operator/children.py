@@ -11,7 +11,7 @@ from typing import Any
 
 from llem_operator.conditions import find
 from llem_operator.experiment import open_attempt, retry_at
-from llem_operator.objects import owner_uid
+from llem_operator.names import owner_uid
 from llem_operator.timestamps import parse
 
 ROW_STATES = ("pending", "running", "completed", "failed", "cancelled")

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from llem_operator.api import MERGE_PATCH, Api, ApiError, merge_patch
-from llem_operator.objects import owner_uid
+from llem_operator.names import owner_uid
 from llenergymeasure.core.resources import (
     API_VERSION,
     EXPERIMENT_PLURAL,

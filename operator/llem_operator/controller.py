@@ -24,7 +24,8 @@ from llem_operator.decision import (
 )
 from llem_operator.experiment import ExperimentFacts, Orphan, end_attempt, open_attempt, reconcile_experiment
 from llem_operator.judgements import Judgements
-from llem_operator.objects import Attempt, job_object, owner_uid
+from llem_operator.names import owner_uid
+from llem_operator.objects import Attempt, job_object
 from llem_operator.settings import Settings
 from llem_operator.study import StudyFacts, reconcile_study
 from llem_operator.study_status import Trouble

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from llem_operator import objects
+from llem_operator import names, objects
 from llem_operator.acceptance import Configuration, Refused
 from llem_operator.attempts import (
     LOST_MARGIN_S,
@@ -102,7 +102,7 @@ def open_attempt(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def released(status: Mapping[str, Any], name: str, now: datetime) -> dict[str, Any]:
     """A status in which the next attempt has begun."""
     number = int(status.get("attempt") or 0) + 1
-    row = {"attempt": number, "jobName": objects.job_name(name, number), "created": text(now)}
+    row = {"attempt": number, "jobName": names.job_name(name, number), "created": text(now)}
     rows = [*(status.get("attempts") or ()), row][-MAX_ATTEMPTS_KEPT:]
     return {
         **status,
@@ -197,7 +197,7 @@ def _attempting(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -
     job = next((j for j in facts.jobs if j["metadata"]["name"] == row["jobName"]), None)
     if job is None:
         return _without_job(facts, row, now)
-    if objects.owner_uid(job) != facts.experiment["metadata"]["uid"]:
+    if names.owner_uid(job) != facts.experiment["metadata"]["uid"]:
         taken = f"Job {row['jobName']} belongs to something else; waiting until it is gone"
         if now >= _job_deadline(facts, row, now):
             return end_attempt(facts, dict(facts.status), Ended("Failed", "NameTaken", taken, end=now), now)
@@ -282,7 +282,7 @@ def _live_jobs(facts: ExperimentFacts, wanted: str | None) -> tuple[DeleteJob, .
         DeleteJob(j["metadata"]["namespace"], j["metadata"]["name"], j["metadata"]["uid"])
         for j in facts.jobs
         if j["metadata"]["name"] != wanted
-        and objects.owner_uid(j) == uid
+        and names.owner_uid(j) == uid
         and _may_measure(facts, j)
         and not j["metadata"].get("deletionTimestamp")
     )
@@ -300,7 +300,7 @@ def _alive(pod: Mapping[str, Any]) -> bool:
 
 
 def _newest_pod(facts: ExperimentFacts, job: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    own = [p for p in facts.pods if objects.owner_uid(p) == job["metadata"]["uid"]]
+    own = [p for p in facts.pods if names.owner_uid(p) == job["metadata"]["uid"]]
     return max(own, key=lambda p: str(p["metadata"].get("creationTimestamp", "")), default=None)
 
 

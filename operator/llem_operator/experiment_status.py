@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from llem_operator import objects
+from llem_operator import names
 from llem_operator.attempts import Ended, container_start, image_id
 from llem_operator.conditions import Status, condition, merged
 from llem_operator.timestamps import text
@@ -120,7 +120,7 @@ def with_result(status: Mapping[str, Any], end: Ended, results: Mapping[str, Any
     summary |= _present({"verdict": record.verdict, "energyNullReason": record.energy_null_reason})
     summary |= {"synthetic": True} if record.synthetic else {}
     result = {
-        "uri": objects.public_uri(str(record.uri), results),
+        "uri": names.public_uri(str(record.uri), results),
         "sha256": record.sha256,
         "sizeBytes": record.size_bytes,
         "schemaVersion": record.schema_version,

@@ -10,7 +10,7 @@ from typing import Any
 
 from llem_operator.children import Child, members
 from llem_operator.experiment import DEFAULT_RETRY
-from llem_operator.objects import job_name
+from llem_operator.names import job_name
 from llem_operator.timestamps import text
 from llenergymeasure.core.plan import Run
 

@@ -1,4 +1,4 @@
-"""Every object that the operator makes, with every name, label and key: experiments, Jobs. Pure.
+"""Every object that the operator makes, with every label and key: experiments, Jobs. Pure.
 
 One Job is one attempt. Its pod runs `llem experiment` with everything in the environment, has no API rights, a
 read-only root and no way to gain privileges.
@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from llem_operator.acceptance import Configuration, Refused, accept_study
+from llem_operator.names import RESULTS_FOLDER, child_name, job_name, owner_reference, run_folder, run_uri
 from llem_operator.pod_template import RUNNER, merge_fragment
 from llem_operator.scheduling import affinity
 from llem_operator.settings import Settings
@@ -20,7 +21,7 @@ from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.plan import Run
 
 MANAGED_BY = "llem-operator"
-STORE_FOLDER, RESULTS_FOLDER, CACHE_FOLDER = "/var/run/llem/store", "/results", "/cache"
+STORE_FOLDER, CACHE_FOLDER = "/var/run/llem/store", "/cache"
 TERMINATION_LOG = "/dev/termination-log"
 USER = 10001
 GRACE_S = 60
@@ -32,34 +33,6 @@ UNUSED_VARIABLES = (
     "LLEM_IMAGE_DIGEST", "LLEM_CARBON_INTENSITY", "LLEM_DATACENTER_PUE", "LLEM_NO_PROMPT", "LLEM_DEBUG",
 )  # fmt: skip
 CONFIG_EXITS = (10, 11, 12, 13, 14)
-
-
-def child_name(study: str, index: int, config_hash: str) -> str:
-    """Name of a run's experiment: derived, so that every operator at any time makes the same."""
-    return f"{study}-{index:05d}-{config_hash[:6]}"
-
-
-def job_name(experiment: str, attempt: int) -> str:
-    """Name of an attempt's Job."""
-    return f"{experiment}-a{attempt}"
-
-
-def owner_reference(owner: Mapping[str, Any]) -> dict[str, Any]:
-    """A controller reference that does not hold the owner's deletion up."""
-    metadata = owner["metadata"]
-    return {
-        "apiVersion": owner["apiVersion"],
-        "kind": owner["kind"],
-        "name": metadata["name"],
-        "uid": metadata["uid"],
-        "controller": True,
-    }
-
-
-def owner_uid(obj: Mapping[str, Any]) -> str | None:
-    """UID of the controller of an object."""
-    owners = obj["metadata"].get("ownerReferences") or ()
-    return next((o["uid"] for o in owners if o.get("controller")), None)
 
 
 def experiment_object(study: Mapping[str, Any], run: Run, configuration: Configuration) -> dict[str, Any]:
@@ -133,39 +106,6 @@ def pod_deadline_s(attempt: Attempt) -> int:
     limits = deadlines_of(attempt.experiment, attempt.study)
     run = limits["runSeconds"] or attempt.timeout_s
     return int(attempt.gap_s + run + limits["uploadSeconds"] + START_S)
-
-
-def study_folder(owner: Mapping[str, Any]) -> str:
-    """Folder of a study (or a standalone experiment) below the destination: its name and eight digits of its UID."""
-    return f"{owner['metadata']['name']}-{owner['metadata']['uid'][:8]}"
-
-
-def study_uri(results: Mapping[str, Any], owner: Mapping[str, Any]) -> str:
-    """Where a study's results are, as a user reads it; `pvc://claim/path` for a volume."""
-    if results.get("pvc"):
-        path = "/".join(p for p in (results["pvc"].get("subPath", "").strip("/"), study_folder(owner)) if p)
-        return f"pvc://{results['pvc']['claimName']}/{path}"
-    return f"{results['uri'].rstrip('/')}/{study_folder(owner)}"
-
-
-def run_uri(attempt: Attempt) -> str:
-    """The prefix of one run's attempts, as the pod reaches it."""
-    spec = attempt.experiment["spec"]
-    owner = attempt.study or attempt.experiment
-    index, cycle = spec.get("index") or 0, spec.get("cycle") or 1
-    leaf = f"{index:05d}-{attempt.configuration.hash[:8]}-c{cycle}"
-    if attempt.results.get("pvc"):
-        return f"file://{RESULTS_FOLDER}/{study_folder(owner)}/{leaf}"
-    return f"{study_uri(attempt.results, owner)}/{leaf}"
-
-
-def public_uri(uri: str, results: Mapping[str, Any]) -> str:
-    """A result's place in words that hold outside the pod."""
-    pvc = results.get("pvc")
-    if not pvc:
-        return uri
-    base = "/".join(p for p in (pvc["claimName"], pvc.get("subPath", "").strip("/")) if p)
-    return uri.replace(f"file://{RESULTS_FOLDER}", f"pvc://{base}", 1)
 
 
 def job_object(attempt: Attempt, settings: Settings) -> dict[str, Any]:
@@ -314,7 +254,7 @@ def _environment(attempt: Attempt, image: str) -> list[dict[str, Any]]:
         "LLEM_ATTEMPT": str(attempt.number),
         "LLEM_CONFIG_HASH": attempt.configuration.hash,
         "LLEM_STUDY_RECORD": attempt.record or "",
-        "LLEM_RUN_URI": run_uri(attempt),
+        "LLEM_RUN_URI": _run_uri(attempt),
         "LLEM_ADOPT_FROM": str(attempt.adopt_from),
         "LLEM_UPLOAD_SECONDS": str(limits["uploadSeconds"]),
         "LLEM_GPU_COUNT": str(attempt.configuration.gpus_visible),
@@ -337,6 +277,12 @@ def _environment(attempt: Attempt, image: str) -> list[dict[str, Any]]:
     for name, path in (("NODE_NAME", "spec.nodeName"), ("POD_NAME", "metadata.name"), ("POD_UID", "metadata.uid")):
         env.append({"name": f"LLEM_{name}", "valueFrom": {"fieldRef": {"fieldPath": path}}})
     return [*env, *(attempt.template.get("env") or ())]
+
+
+def _run_uri(attempt: Attempt) -> str:
+    spec, owner = attempt.experiment["spec"], attempt.study or attempt.experiment
+    index, cycle = spec.get("index") or 0, spec.get("cycle") or 1
+    return run_uri(attempt.results, owner, run_folder(index, cycle, attempt.configuration.hash))
 
 
 def _may_use_cpu(attempt: Attempt) -> bool:

@@ -23,7 +23,8 @@ from llem_operator.decision import (
     WriteExperimentStatus,
 )
 from llem_operator.memory import Row, remembered, restored, row_of
-from llem_operator.objects import experiment_object, study_uri
+from llem_operator.names import study_uri
+from llem_operator.objects import experiment_object
 from llem_operator.study_status import Situation, Trouble, compose, refused, stalled
 from llenergymeasure.core.plan import Run
 

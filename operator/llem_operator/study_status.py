@@ -12,7 +12,7 @@ from llem_operator.children import Child, ranges
 from llem_operator.conditions import Status, condition, merged
 from llem_operator.experiment_status import Said, four_digits
 from llem_operator.memory import Row
-from llem_operator.objects import study_uri
+from llem_operator.names import study_uri
 from llem_operator.timestamps import text, whole_seconds
 
 INLINE_RUNS = 250

@@ -17,7 +17,7 @@ from typing import Any, Self
 from cluster.kube import Kube
 from cluster.operators import Bench, conditions
 from llem_operator.children import members
-from llem_operator.objects import owner_uid
+from llem_operator.names import owner_uid
 from llenergymeasure.core.resources import LABEL_EXPERIMENT, LABEL_STUDY
 
 Object = dict[str, Any]

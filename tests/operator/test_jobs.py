@@ -17,18 +17,8 @@ import yaml
 
 from fakes.world import study
 from llem_operator.acceptance import Accepted, accept_study
-from llem_operator.objects import (
-    Attempt,
-    child_name,
-    experiment_object,
-    job_name,
-    job_object,
-    jobs_of,
-    literal,
-    pod_deadline_s,
-    public_uri,
-    study_uri,
-)
+from llem_operator.names import child_name, job_name, public_uri, study_uri
+from llem_operator.objects import Attempt, experiment_object, job_object, jobs_of, literal, pod_deadline_s
 from llem_operator.pod_template import fragment_problems, merge_fragment
 from llem_operator.scheduling import affinity, gpu_terms
 from llem_operator.settings import Settings
