@@ -27,11 +27,11 @@ from llenergymeasure.core.errors import ConfigError
 OPERATOR = Path(__file__).resolve().parents[2] / "operator" / "llem_operator"
 NOW = datetime(2026, 3, 4, 5, 6, 7, 891_234, tzinfo=UTC)
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.text(max_size=3)
+LEAVES = st.booleans() | st.integers(0, 3) | st.sampled_from(["", "x", "y"])
 KEYS = st.sampled_from("abcd")
 OBJECTS = st.recursive(
-    st.dictionaries(KEYS, LEAVES.filter(lambda v: v is not None), max_size=3),
-    lambda inner: st.dictionaries(KEYS, inner | st.lists(inner, max_size=2) | st.integers(), max_size=4),
+    st.dictionaries(KEYS, LEAVES, max_size=3),
+    lambda inner: st.dictionaries(KEYS, inner | st.lists(inner, max_size=2) | LEAVES, max_size=4),
     max_leaves=12,
 )
 
