@@ -72,7 +72,8 @@ def row_of(run: Run, child: Child | None, known: Mapping[int, Row]) -> Row:
 
 def restored(row: Row, name: str, *, retry: Mapping[str, Any], epoch: int, now: datetime) -> dict[str, Any]:
     """The part of a status that an experiment made again is given; conditions are set by whoever writes it."""
-    base: dict[str, Any] = {"attempt": max(row.attempt, 1), "observedRetryEpoch": epoch}
+    least = 0 if row.state == "cancelled" else 1  # one that was cancelled may never have been started
+    base: dict[str, Any] = {"attempt": max(row.attempt, least), "observedRetryEpoch": epoch}
     if row.invalid:
         base["adoptFrom"] = base["attempt"] + 1
     if row.node:
