@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no finding: no limits of time on generated examples.
+settings.register_profile("llem", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("llem")
 
 REAL_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llenergymeasure"
 ROOT = Path(__file__).resolve().parent.parent
