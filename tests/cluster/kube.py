@@ -44,11 +44,11 @@ class Kube:
 
     def apply(self, manifest: dict[str, Any] | str, *flags: str) -> str:
         """`kubectl apply`, which must succeed."""
-        return self.ok("apply", *flags, "-f", "-", stdin=_text(manifest))
+        return self.ok("apply", *flags, "-f", "-", stdin=text(manifest))
 
     def refused(self, manifest: dict[str, Any] | str, *flags: str) -> str:
         """`kubectl apply`, which must fail; give its message."""
-        done = self.run("apply", *flags, "-f", "-", stdin=_text(manifest))
+        done = self.run("apply", *flags, "-f", "-", stdin=text(manifest))
         assert done.returncode != 0, f"was accepted: {done.stdout}"
         return done.stderr
 
@@ -73,7 +73,8 @@ def _patch(kind: str, name: str, change: dict[str, Any], *, status: bool) -> lis
     return ["patch", kind, name, "--type=merge", *where, "-p", json.dumps(change)]
 
 
-def _text(manifest: dict[str, Any] | str) -> str:
+def text(manifest: dict[str, Any] | str) -> str:
+    """A manifest as kubectl reads it."""
     return manifest if isinstance(manifest, str) else json.dumps(manifest)
 
 

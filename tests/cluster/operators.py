@@ -4,13 +4,14 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.process import FAST, over, processes_with, wait_until
+from cli.process import FAST, over, processes_with
 from cluster import kube as kubes
 from cluster.charts import CHART, Helm
 from cluster.commands import ObjectStore
@@ -26,6 +27,16 @@ ON_THE_CPU: Object = {"gpu": {"count": 0}, "exclusivity": "GPU"}
 """A template for tests of anything but GPUs: the node has only one, and others use it."""
 
 LIMIT_S = 240
+POLL_S = 0.5
+
+
+def wait_for(condition: Callable[[], Any], *, limit_s: float = LIMIT_S) -> Any:
+    """Give the first true value of `condition`, which asks the cluster; fails the test after `limit_s`."""
+    deadline_s = time.monotonic() + limit_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, f"did not become true within {limit_s:g} s"
+        time.sleep(POLL_S)
+    return value
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class Bench:
             return bool(seen) and bool(is_so(seen))
 
         try:
-            wait_until(looked, limit_s=limit_s)
+            wait_for(looked, limit_s=limit_s)
         except AssertionError as err:
             said = [f"{c['type']}={c['status']}/{c['reason']}: {c['message']}" for c in conditions(seen).values()]
             raise AssertionError(f"{kind} {name}: {err}; {said}") from None
@@ -123,7 +134,7 @@ class Bench:
         def found() -> Object | None:
             return next((c for c in self.children(study) if c["spec"]["index"] == index), None)
 
-        given: Object = wait_until(found, limit_s=60)
+        given: Object = wait_for(found, limit_s=60)
         return given
 
     # --- the operator itself
@@ -138,9 +149,7 @@ class Bench:
 
     def process(self) -> int:
         """Wait for the operator's process; give its number on this machine."""
-        found: list[int] = wait_until(
-            lambda: processes_with("LLEM_OPERATOR_NAMESPACE", self.kube.namespace), limit_s=60
-        )
+        found: list[int] = wait_for(lambda: processes_with("LLEM_OPERATOR_NAMESPACE", self.kube.namespace), limit_s=60)
         return found[0]
 
     def kill(self) -> None:
@@ -158,7 +167,7 @@ class Bench:
     def scale(self, replicas: int) -> None:
         """Set the number of operators, and wait until so many run."""
         self.kube.ok("scale", "deployment", f"{RELEASE}-llenergymeasure", f"--replicas={replicas}")
-        wait_until(lambda: len(processes_with("LLEM_OPERATOR_NAMESPACE", self.kube.namespace)) == replicas, limit_s=60)
+        wait_for(lambda: len(processes_with("LLEM_OPERATOR_NAMESPACE", self.kube.namespace)) == replicas, limit_s=60)
 
 
 def _over(study: Object) -> bool:
@@ -183,11 +192,11 @@ def message(obj: Object, kind: str = "Finished") -> str:
     return str(conditions(obj).get(kind, {}).get("message", ""))
 
 
-def values(images: dict[str, str], results: Object, **more: Any) -> Object:
+def values(images: dict[str, str], results: Object) -> Object:
     """The chart's values for this machine: images that are on the node, small pods, no pauses."""
     tag = images["operator"].rpartition(":")[2]
     small = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}}
-    runner = {"requests": {"cpu": "20m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+    run = {"requests": {"cpu": "20m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
     return {
         "crds": {"install": False},
         "imageRegistry": "localhost",
@@ -195,34 +204,44 @@ def values(images: dict[str, str], results: Object, **more: Any) -> Object:
         "runner": {
             "images": {name: {"tag": tag} for name in ("pytorch", "synthetic")},
             "imagePullPolicy": "Never",
-            "resources": runner,
+            "resources": run,
         },
         "gaps": {"configSeconds": 0, "cycleSeconds": 0},
         "results": results,
         "operator": {"resources": small},
         "rbac": {"aggregateToUserRoles": False},
-        **more,
     }
 
 
 @contextmanager
-def installed(kube: Kube, helm: Helm, images: dict[str, str], store: ObjectStore, **more: Any) -> Iterator[Bench]:
-    """The chart in a namespace of its own that takes only restricted pods, and in it a working operator."""
+def installed(
+    kube: Kube,
+    helm: Helm,
+    images: dict[str, str],
+    store: ObjectStore,
+    *,
+    beside: tuple[str, ...] = (),
+    more: Object | None = None,
+) -> Iterator[Bench]:
+    """The chart in a namespace of its own that takes only restricted pods, and in it a working operator.
+
+    It also serves the namespaces `beside`; `more` is laid over the chart's values.
+    """
     kubes.install_crds(kube)
     with kubes.namespace(kube, prefix="op") as own:
         keys = {"AWS_ACCESS_KEY_ID": store.access_key_id, "AWS_SECRET_ACCESS_KEY": store.secret_access_key}
         own.ok("create", "secret", "generic", "store", *(f"--from-literal={k}={v}" for k, v in keys.items()))
         bench = Bench(own, store, destination(store, own.namespace))
-        install(bench, helm, images, **more)
+        watched = {"watchNamespaces": [own.namespace, *beside]} if beside else {}
+        install(bench, helm, over(values(images, bench.results), watched, more or {}))
         try:
             yield bench
         finally:  # studies first: an operator that is told to stop leaves their pods alone
             own.run("delete", "est,eexp", "--all", "--wait=false")
 
 
-def install(bench: Bench, helm: Helm, images: dict[str, str], release: str = RELEASE, **more: Any) -> None:
-    """One release of the chart."""
-    given = values(images, bench.results, **more)
+def install(bench: Bench, helm: Helm, given: Object, release: str = RELEASE) -> None:
+    """One release of the chart, its operator at work."""
     helm.ok("install", release, str(CHART), "-n", bench.kube.namespace, "--wait", "--timeout=120s", values=given)
 
 
@@ -234,8 +253,3 @@ def destination(store: ObjectStore, prefix: str) -> Object:
         "region": store.region,
         "credentialsSecretRef": {"name": "store"},
     }
-
-
-def elsewhere(bench: Bench, **results: Any) -> Bench:
-    """The same bench, seen with another destination."""
-    return replace(bench, results=over(bench.results, results))

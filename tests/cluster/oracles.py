@@ -42,7 +42,7 @@ class Recorder:
             with self._file(kind).open("wb") as out:
                 query = f"{path.format(self._kube.namespace)}?watch=true&timeoutSeconds=3600"
                 command = [self._kube.kubectl, "--kubeconfig", self._kube.kubeconfig, "get", "--raw", query]
-                self._watches.append(subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL))
+                self._watches.append(subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE))
         return self
 
     def __exit__(
@@ -62,7 +62,8 @@ class Recorder:
 
     def changes(self, kind: str) -> list[Change]:
         """What was told of a kind up to now."""
-        assert all(w.poll() is None for w in self._watches), "a watch has ended early"
+        broken = [w.communicate()[1] for w in self._watches if w.poll() is not None]
+        assert broken == [], "a watch has ended early"
         lines = self._file(kind).read_bytes().split(b"\n")
         told = [json.loads(line) for line in lines[:-1] if line]
         assert all(t["type"] != "ERROR" for t in told), told[-1]
@@ -89,7 +90,7 @@ def doubled(recorder: Recorder) -> list[str]:
                 )
     made: dict[str, set[str]] = defaultdict(set)
     for _, job in recorder.changes("jobs"):
-        made[job["metadata"]["name"]].add(job["metadata"]["uid"])
+        made[f"{job['metadata']['name']} of {owner_uid(job)}"].add(job["metadata"]["uid"])
     return found + [f"Job {name} was made {len(uids)} times" for name, uids in made.items() if len(uids) > 1]
 
 

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from cli.process import wait_until
-from cluster.operators import Bench, Object, reason
+from cluster.operators import Bench, Object, reason, wait_for
 from cluster.oracles import Recorder, doubled, end_state, orphans, reopened, sound, unwaiting
 
 pytestmark = pytest.mark.cluster
@@ -48,7 +47,7 @@ def test_kills_during_the_expansion_of_a_large_study(bench: Bench) -> None:
             "large", {"experiments": [{"random_seed": i} for i in range(100)]}, execution={"nCycles": 3}, suspend=True
         )
         for share in (20, 120, 220):
-            wait_until(lambda share=share: len(bench.children("large")) >= share + draw.randrange(30), limit_s=90)
+            wait_for(lambda share=share: len(bench.children("large")) >= share + draw.randrange(30), limit_s=90)
             seen = bench.get("large")
             assert reason(seen, "Expanded") in ("", "Expanding")
             bench.kill()

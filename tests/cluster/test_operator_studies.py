@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli.process import wait_until
-from cluster.operators import Bench, conditions, message, reason
+from cluster.operators import Bench, conditions, message, reason, wait_for
 from cluster.oracles import Recorder, sound, written
 
 pytestmark = pytest.mark.cluster
@@ -99,7 +98,7 @@ def test_nothing_is_written_once_studies_are_over(bench: Bench) -> None:
     """Twenty seconds in which no object changes, and a log in which nothing went wrong."""
     bench.study("quiet")
     bench.finished("quiet")
-    wait_until(lambda: all(ended_and_expiring(job) for job in bench.all("jobs")), limit_s=60)
+    wait_for(lambda: all(ended_and_expiring(job) for job in bench.all("jobs")), limit_s=60)
 
     assert written(bench, 20) == []
     assert bench.complaints() == []

@@ -1,0 +1,124 @@
+"""A run that cannot start says why within 30 s, ends at its deadline, and holds nobody else up."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from cluster import kube as kubes
+from cluster.charts import Helm
+from cluster.commands import ObjectStore
+from cluster.kube import Kube
+from cluster.operators import ON_THE_CPU, Bench, Object, installed, message, reason, wait_for
+from cluster.oracles import sound
+
+pytestmark = pytest.mark.cluster
+
+PENDING_S = 45
+FIRST_WORD_S = 30
+NO_IMAGE = {"images": {"synthetic": "localhost/there-is-no-such-image:1"}}
+NO_GPU = {"gpu": {"count": 1, "products": ["NVIDIA-THAT-NOBODY-HAS"]}}
+NO_CONFIG = {"envFrom": [{"configMapRef": {"name": "nowhere"}}]}
+NO_SECRET: Object = {"credentialsSecretRef": {"name": "nowhere"}}
+HOST_PATH = {
+    "podTemplate": {
+        "spec": {"volumes": [{"name": "disk", "hostPath": {"path": "/var"}}]},
+    }
+}
+CASES: dict[str, tuple[Object, str, str]] = {
+    "no-gpu": ({"template": NO_GPU}, "Unschedulable", "0/1 nodes are available"),
+    "no-image": ({"template": {**ON_THE_CPU, **NO_IMAGE}}, "ImagePull", "there-is-no-such-image"),
+    "no-config": ({"template": {**ON_THE_CPU, **NO_CONFIG}}, "ContainerConfig", 'configmap "nowhere" not found'),
+    "no-secret": ({"template": ON_THE_CPU, "results": NO_SECRET}, "ContainerConfig", 'secret "nowhere" not found'),
+    "insecure": ({"template": {**ON_THE_CPU, **HOST_PATH}}, "PodRejected", "violates PodSecurity"),
+    "quota": ({"template": ON_THE_CPU}, "PodRejected", "exceeded quota"),
+}
+"""Study → its spec, the reason, and words of the sentence."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an experiment said of its waiting, and how long it took."""
+
+    reason: str
+    message: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def stuck(
+    node_api: Kube, node_helm: Helm, images: dict[str, str], object_store: ObjectStore
+) -> Iterator[dict[str, Bench]]:
+    """Six studies that cannot start and one that can, all at once; one of them in a namespace whose quota is used up."""
+    with (
+        kubes.namespace(node_api, prefix="quota") as full,
+        installed(
+            node_api,
+            node_helm,
+            images,
+            object_store,
+            beside=(full.namespace,),
+            more={"runner": {"allowHostPath": True}},
+        ) as own,
+    ):
+        full.ok("create", "quota", "none", "--hard=pods=0")
+        benches = dict.fromkeys((*CASES, "healthy"), own) | {"quota": Bench(full, own.store, own.results)}
+        for name, (given, _, _) in CASES.items():
+            template = {**given["template"], "deadlines": {"pendingSeconds": PENDING_S}}
+            results = {**own.results, **given.get("results", {})}
+            benches[name].study(name, template=template, results=results)
+        own.study("healthy", execution={"nCycles": 2})
+        yield benches
+
+
+@pytest.fixture(scope="module")
+def told(stuck: dict[str, Bench]) -> dict[str, Told]:
+    """The first sentence of each that names the true reason; or the last, if none does."""
+    began_s, found = time.monotonic(), {}
+
+    def heard() -> bool:
+        for name, (_, wanted, _) in CASES.items():
+            if name not in found or found[name].reason != wanted:
+                (child,) = stuck[name].children(name) or ({},)
+                found[name] = Told(reason(child, "Scheduled"), message(child, "Scheduled"), time.monotonic() - began_s)
+        late = time.monotonic() - began_s > FIRST_WORD_S + 5
+        return late or all(found[name].reason == wanted for name, (_, wanted, _) in CASES.items())
+
+    wait_for(heard, limit_s=FIRST_WORD_S + 30)
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reason_is_told_within_half_a_minute(told: dict[str, Told], name: str) -> None:
+    """The scheduler's, the kubelet's or the API server's own words are in the experiment's condition."""
+    _, wanted, words = CASES[name]
+    assert told[name].reason == wanted, told[name]
+    assert words in told[name].message
+    assert told[name].seconds <= FIRST_WORD_S
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_waiting_ends_at_its_deadline(stuck: dict[str, Bench], told: dict[str, Told], name: str) -> None:
+    """The run fails with the reason it waited for; no second attempt is made, nothing of it stays on the cluster."""
+    study = stuck[name].finished(name, limit_s=90)
+
+    (child,) = stuck[name].children(name)
+    assert (reason(study), reason(child)) == ("RunsFailed", told[name].reason)
+    assert message(child).startswith(f"no start within {PENDING_S} s: ")
+    assert child["status"]["attempt"] == 1
+    assert wait_for(lambda: stuck[name].pods(child["metadata"]["name"]) == [], limit_s=60)
+    assert sound(stuck[name], name) == []
+
+
+def test_others_go_on_meanwhile(stuck: dict[str, Bench]) -> None:
+    """A study beside them was over before the first of them gave up."""
+    healthy = stuck["healthy"].finished("healthy")
+    assert reason(healthy) == "Completed"
+    ends = [str(stuck[n].finished(n)["status"]["completionTime"]) for n in CASES]
+    assert str(healthy["status"]["completionTime"]) < min(ends)
+
+
+def test_operator_found_nothing_odd_in_that(stuck: dict[str, Bench]) -> None:
+    """Waiting is no error of the operator's."""
+    assert stuck["healthy"].complaints() == []
