@@ -487,9 +487,10 @@ def test_a_taken_name_stalls_the_study_quietly_until_it_is_free() -> None:
         assert found["Stalled"] == ("True", "NameTaken")
         assert found["Finished"] == ("False", "NameTaken")
         assert other in message(world.study())
-        written = len(world.status_patches())
+        written, tried = len(world.status_patches()), len(world.writes)
         await asyncio.sleep(300)
         assert len(world.status_patches()) - written <= 2
+        assert len(world.writes) - tried <= 300 / 10  # tried again every 15 s and at each comparison
         world.server.delete("energyexperiments", "bench", other)
         await world.until_over()
         assert world.reason(world.study()) == "Completed"
@@ -521,9 +522,10 @@ def test_a_forbidden_request_stalls_the_study_quietly_until_it_is_allowed() -> N
         await asyncio.sleep(30)
         assert said(world.study()["status"])["Stalled"] == ("True", "Forbidden")
         assert "energyexperiments" in message(world.study())
-        written = len(world.status_patches())
+        written, tried = len(world.status_patches()), len(world.writes)
         await asyncio.sleep(600)
         assert len(world.status_patches()) - written <= 2
+        assert len(world.writes) - tried <= 600 / 10
         world.refuse = lambda *_: None
         await world.until_over()
         assert world.reason(world.study()) == "Completed"
