@@ -5,6 +5,7 @@ The watches (kopf's) are only a trigger. Whatever they lose, the next comparison
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -42,6 +43,7 @@ class Service:
         self._controller = Controller(cluster, self.cache, settings, now=now, monotonic=loop.time, on_end=metrics.ended)
         self._ticked: dict[int, float] = {}
         self._missed = 0
+        self._heard_of: set[str] = set()  # kinds of which a watch has told since the last comparison
         self.synced = False
 
     def _lane(self, key: Key) -> tuple[str, str]:
@@ -99,6 +101,7 @@ class Service:
 
     def heard(self, kind: str, change: str | None, obj: Mapping[str, Any]) -> None:
         """A watch has told something; `change` None is part of its first list."""
+        self._heard_of.add(kind)
         name = (obj["metadata"]["namespace"], obj["metadata"]["name"])
         if kind == "study":
             if change == "DELETED" or self.cache.put_study(obj):
@@ -158,13 +161,18 @@ class Service:
 
     async def compare_once(self, *, full: bool) -> None:
         """List everything that may matter and mark what differs from what was known."""
-        news = 0
+        news: Counter[str] = Counter()
         for namespace in self._settings.namespaces or (None,):
-            news += await self._compare_studies(namespace)
-            news += await self._compare_experiments(namespace, full=full)
-            news += await self._compare_shelf(self.cache.jobs, lean_job, self._cluster.jobs(namespace), namespace)
-            news += await self._compare_shelf(self.cache.pods, lean_pod, self._cluster.pods(namespace), namespace)
-        self._missed = self._missed + 1 if news and self.synced else 0
+            news["study"] += await self._compare_studies(namespace)
+            news["experiment"] += await self._compare_experiments(namespace, full=full)
+            for kind, shelf, lean, listed in (
+                ("job", self.cache.jobs, lean_job, self._cluster.jobs(namespace)),
+                ("pod", self.cache.pods, lean_pod, self._cluster.pods(namespace)),
+            ):
+                news[kind] += await self._compare_shelf(shelf, lean, listed, namespace)
+        silent = [k for k, n in news.items() if n and k not in self._heard_of]  # news in a race with a watch are none
+        self._missed = self._missed + 1 if silent and self.synced else 0
+        self._heard_of.clear()
         if not self.synced:
             log.info("synced: %d studies, %d experiments", len(self.cache.studies), len(self.cache.children))
         self.synced = True
