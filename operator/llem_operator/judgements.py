@@ -30,8 +30,12 @@ class Judgements:
 
     def experiment(self, experiment: Mapping[str, Any], study: Mapping[str, Any] | None) -> Configuration | Refused:
         """What acceptance says of an experiment; a millisecond, so it is not remembered."""
-        template = template_of(experiment, study)
-        return accept_experiment(experiment, template, self._settings, in_study=study is not None)
+        try:
+            template = template_of(experiment, study)
+            return accept_experiment(experiment, template, self._settings, in_study=study is not None)
+        except Exception as err:  # the same door
+            log.exception("experiment %s cannot be judged", experiment["metadata"]["name"])
+            return Refused("InternalError", f"{type(err).__name__}: {err}")
 
     def forget(self, uid: str) -> None:
         """Drop a study that is gone."""

@@ -51,11 +51,11 @@ def stored_record(result: ExperimentResult, stored: Stored, *, adopted: bool = F
             latency_p50_milliseconds=latency.p50_ms if latency else None,
             memory_peak_mebibytes=result.memory_peak_mb,
         ),
-        gpu_product=next((g["name"] for g in gpus if g.get("name")), None),
-        gpu_uuids=tuple(g["uuid"] for g in gpus if g.get("uuid")),
-        driver=result.environment_snapshot.get("driver_version"),
+        gpu_product=next((g["name"][:128] for g in gpus if g.get("name")), None),
+        gpu_uuids=tuple(g["uuid"][:64] for g in gpus if g.get("uuid")),
+        driver=str(result.environment_snapshot.get("driver_version") or "")[:63] or None,
         baselines=_fresh_baselines(result),
-        warnings=tuple(text.partition(":")[0][:100] for text in result.measurement_warnings[:3]),
+        warnings=tuple(text.partition(":")[0][:63] for text in result.measurement_warnings[:3]),
     )
 
 
@@ -87,7 +87,7 @@ def _fresh_baselines(result: ExperimentResult) -> tuple[KnownBaseline, ...]:
     return tuple(
         KnownBaseline(
             gpu_uuid=uuid,
-            driver=result.environment_snapshot.get("driver_version"),
+            driver=str(result.environment_snapshot.get("driver_version") or "")[:63] or None,
             kind=found.baseline_kind,
             power_milliwatts=round(1e3 * power_w),
             measured_at=found.baseline_timestamp,

@@ -12,6 +12,10 @@ from pydantic.alias_generators import to_camel
 VERSION = 1
 MAX_BYTES = 3_500  # of the kubelet's 4,096: room for what a later version adds
 
+Amount = Annotated[float, Field(ge=-1e15, le=1e15)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""What a custom resource's status can hold; a record with more would never get there."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(
@@ -22,16 +26,16 @@ class _Part(BaseModel):
 class Numbers(_Part):
     """Headline numbers of one run; None: not measured."""
 
-    energy_per_output_token_millijoules: float | None = None
-    energy_total_joules: float | None = None
-    energy_adjusted_joules: float | None = None
-    baseline_watts: float | None = None
-    tokens_per_second: float | None = None
-    output_tokens: int | None = None
-    requests: int | None = None
-    duration_seconds: float | None = None
-    latency_p50_milliseconds: float | None = None
-    memory_peak_mebibytes: float | None = None
+    energy_per_output_token_millijoules: Amount | None = None
+    energy_total_joules: Amount | None = None
+    energy_adjusted_joules: Amount | None = None
+    baseline_watts: Amount | None = None
+    tokens_per_second: Amount | None = None
+    output_tokens: Count | None = None
+    requests: Count | None = None
+    duration_seconds: Amount | None = None
+    latency_p50_milliseconds: Amount | None = None
+    memory_peak_mebibytes: Amount | None = None
 
 
 class KnownBaseline(_Part):
@@ -60,7 +64,7 @@ class TerminationRecord(_Part):
     outcome: Literal["stored", "failed"]
     uri: str | None = Field(None, max_length=2048)
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    size_bytes: int | None = None
+    size_bytes: Count | None = None
     schema_version: str | None = Field(None, max_length=32)
     adopted: bool = False  # the result is an earlier attempt's: measured once, found again
     verdict: str | None = Field(None, max_length=63)
