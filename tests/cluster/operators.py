@@ -245,11 +245,11 @@ def install(bench: Bench, helm: Helm, given: Object, release: str = RELEASE) -> 
     helm.ok("install", release, str(CHART), "-n", bench.kube.namespace, "--wait", "--timeout=120s", values=given)
 
 
-def destination(store: ObjectStore, prefix: str) -> Object:
-    """`results` of a study or a chart: the S3 server beside the node, below a prefix."""
+def destination(store: ObjectStore, prefix: str, *, secret: str = "store") -> Object:
+    """`results` of a study or a chart: below a prefix of a store, with the credentials in a Secret."""
     return {
         "uri": f"s3://{store.bucket}/{prefix}",
         "endpoint": store.endpoint,
         "region": store.region,
-        "credentialsSecretRef": {"name": "store"},
+        "credentialsSecretRef": {"name": secret},
     }

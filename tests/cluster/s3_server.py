@@ -18,6 +18,7 @@ class Server:
 
     folder: Path
     port: int = 0
+    address: str = "127.0.0.1"
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -26,7 +27,7 @@ class Server:
         self.credentials.mkdir()
         self.give_credentials(SECRET)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((self.address, 0))
             self.port = probe.getsockname()[1]
 
     @property
@@ -42,7 +43,7 @@ class Server:
     @property
     def endpoint(self) -> str:
         """Address of the server."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     @property
     def variables(self) -> dict[str, str]:
@@ -63,14 +64,14 @@ class Server:
         """Start, and wait until it listens."""
         run_cluster("build", "versitygw")
         program = run_cluster("which", "versitygw").strip()
-        command = [program, "--access", KEY_ID, "--secret", SECRET, "--port", f"127.0.0.1:{self.port}"]
+        command = [program, "--access", KEY_ID, "--secret", SECRET, "--port", f"{self.address}:{self.port}"]
         self._process = subprocess.Popen(
             [*command, "posix", str(self.objects)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline_s = time.monotonic() + 20
         while time.monotonic() < deadline_s:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                if probe.connect_ex((self.address, self.port)) == 0:
                     return
             time.sleep(0.05)
         raise AssertionError("versitygw does not listen")

@@ -15,7 +15,7 @@ from cluster.oracles import sound
 
 pytestmark = pytest.mark.cluster
 
-PENDING_S = 45
+PENDING_S = 36
 FIRST_WORD_S = 30
 NO_IMAGE = {"images": {"synthetic": "localhost/there-is-no-such-image:1"}}
 NO_GPU = {"gpu": {"count": 1, "products": ["NVIDIA-THAT-NOBODY-HAS"]}}
