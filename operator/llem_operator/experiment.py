@@ -254,8 +254,18 @@ def _without_job(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) 
     if isinstance(facts.judged, Refused):
         refused = Ended("Failed", facts.judged.reason, facts.judged.message, end=now)
         return end_attempt(facts, dict(facts.status), refused, now)
+    moved = _moved(facts)
+    if moved:
+        return Decision(facts.going_on(facts.status, now, "DestinationChanged", moved))
     job = CreateJob(attempt_of(facts, facts.judged, int(row["attempt"])))
     return Decision(None, (job,), now + timedelta(seconds=NO_POD_S))  # the row says enough; a refusal stays to be read
+
+
+def _moved(facts: ExperimentFacts) -> str:
+    """Where the study's results went and would now go, if that is elsewhere; its own status says what to do."""
+    before = ((facts.study or {}).get("status") or {}).get("resultsURI")
+    place = names.study_uri(facts.results, facts.study) if facts.study is not None and before else before
+    return "" if place == before else f"results went to {before} and would now go to {place}"
 
 
 def attempt_of(facts: ExperimentFacts, configuration: Configuration, number: int) -> objects.Attempt:

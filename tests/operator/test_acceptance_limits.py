@@ -244,6 +244,32 @@ def test_a_destination_that_moved_stalls_the_study_and_what_runs_goes_on() -> No
     play(scenario)
 
 
+def test_a_run_released_without_a_job_does_not_go_to_a_destination_that_moved() -> None:
+    """The operator ended between the release and the Job; the one that comes next was given another default."""
+
+    async def scenario() -> None:
+        world = World()
+        world.server.create("energystudies", study(cycles=1, values=2, execution=NO_GAPS))
+        world.operator()
+        await world.until(lambda: any(e["status"].get("attempt") for e in world.children()), step_s=0.01)
+        world.operators[0].die()
+        assert world.server.all("jobs") == []
+        world.settings = SETTINGS.model_copy(update={"results": {"uri": "s3://elsewhere/llem"}})
+        world.operator()
+        await asyncio.sleep(200)
+        assert world.reason(world.experiment()) == "DestinationChanged"
+        assert world.server.all("jobs") == []
+        assert await world.writes_while_idle() == []
+        world.operators[0].die()
+        world.settings = SETTINGS
+        world.operator()
+        await world.until_over()
+        assert world.reason(world.study()) == "Completed"
+        assert {m.run.split("/")[2] for m in world.machines.measured} == {"bench"}
+
+    play(scenario)
+
+
 def test_a_destination_of_the_study_itself_does_not_move_with_the_charts() -> None:
     """Named in the study, it stays."""
 
