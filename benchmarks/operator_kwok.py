@@ -304,7 +304,9 @@ def main() -> None:
         if not options.no_restarts:
             m.restart("all runs done")
     print(table(m.figures))
-    command = f"python benchmarks/operator_kwok.py {' '.join(sys.argv[1:])}".strip()
+    asked = ("runs", "parallelism", "nodes", "idle_seconds")
+    flags = (f"--{name.replace('_', '-')} {getattr(options, name):g}" for name in asked)
+    command = f"python benchmarks/operator_kwok.py {' '.join(flags)}"
     record = {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
