@@ -11,6 +11,7 @@ from typing import Any
 
 import kopf
 
+from llem_operator.api import PAGE
 from llem_operator.cluster import MEASURING, UNFINISHED
 from llenergymeasure.core.resources import EXPERIMENT_PLURAL, GROUP, STUDY_PLURAL, VERSION
 
@@ -89,6 +90,7 @@ def _settings() -> kopf.OperatorSettings:
     found.peering.standalone = True
     found.scanning.disabled = True
     found.watching.server_timeout, found.watching.client_timeout = 120, 150
+    found.watching.chunk_size = PAGE
     found.watching.connect_timeout, found.networking.request_timeout = 5, 30
     found.watching.label_selectors["batch", "v1", "jobs"] = MEASURING
     found.watching.label_selectors["", "v1", "pods"] = MEASURING
