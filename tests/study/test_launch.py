@@ -320,7 +320,14 @@ def test_interrupt_while_a_child_is_started_leaves_no_child(tmp_path: Path) -> N
     stand_in.chmod(0o755)
     script = INTERRUPTED.format(stand_in=str(stand_in), fast=FAST)
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+    )
 
     assert done.stdout.split() == ["interrupted"] * 20, done.stderr
     left = [pid for pid in map(int, notes.read_text().split()) if alive(pid)]
