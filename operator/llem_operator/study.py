@@ -1,8 +1,8 @@
 """Decides what happens next to a study: create its experiments, start runs in the plan's order, end it. Pure.
 
 Runs start lazily: at most `parallelism`, in order, when the pause on a node has passed. The order is a function of
-the design alone and an experiment is started by a write that fails if it has moved, so two operators that decide at
-once decide the same and one of them loses.
+the design alone and an experiment is started by a write that fails if it has moved, so of two operators that start
+the same run one loses (docs/adr/0009).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
