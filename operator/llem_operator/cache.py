@@ -1,6 +1,6 @@
 """What the operator has last seen, as small as decisions allow. A hint: what cannot be undone is read live first."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,7 +191,3 @@ class Cache:
         """The study that owns an experiment: by UID, never by a label or a name alone."""
         study = self.studies.get((child.namespace, child.study))
         return study if study is not None and study["metadata"]["uid"] == child.owner else None
-
-    def unfinished(self) -> Iterable[Child]:
-        """Experiments that are not over."""
-        return [c for c in self.children.values() if c.state in ("pending", "running")]

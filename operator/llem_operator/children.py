@@ -35,7 +35,6 @@ class Child:
     attempt: int
     verdict: str | None
     millijoules: str | None
-    tokens_per_second: str | None
     node: str | None
     since: str | None  # when the open attempt began
     hot: tuple[str, datetime] | None  # node and end of its last measurement, for the pause on that node
@@ -77,7 +76,6 @@ def child_of(experiment: Mapping[str, Any]) -> Child:
         attempt=int(status.get("attempt") or 0),
         verdict=intern(summary["verdict"]) if summary.get("verdict") else None,
         millijoules=summary.get("energyPerOutputTokenMillijoules"),
-        tokens_per_second=summary.get("tokensPerSecond"),
         node=intern(status["node"]) if status.get("node") else None,
         since=row["created"] if row else None,
         hot=_hot(status),

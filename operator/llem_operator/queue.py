@@ -108,15 +108,6 @@ class KeyedQueue(Generic[K]):
         self.add_after(key, pause)
         return pause
 
-    def forget(self, key: K) -> None:
-        """Drop what is remembered of a key whose object is gone."""
-        self._failures.pop(key, None)
-        self._rests_until.pop(key, None)
-        handle = self._later.pop(key, None)
-        if handle is not None:
-            handle.cancel()
-        self._due.pop(key, None)
-
 
 def _draw(key: Hashable, count: int) -> float:
     """Jitter in [0, 1) that differs by key and try."""

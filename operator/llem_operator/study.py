@@ -71,7 +71,7 @@ def reconcile_study(facts: StudyFacts, now: datetime) -> Decision:
         return Decision(stalled(facts.study, *problem, now))
     known = remembered(facts.status)
     rows = [row_of(r, facts.children.get(r.index), known) for r in facts.judged.runs]
-    plan = _Step(facts, facts.judged, now, rows, known)
+    plan = _Step(facts, facts.judged, now, known)
     creations = tuple(plan.creations())
     repairs = tuple(plan.repairs())
     starts, next_time, why = plan.starts(blocked=bool(repairs))
@@ -121,13 +121,10 @@ def _changed(facts: StudyFacts, accepted: Accepted) -> tuple[str, str] | None:
 class _Step:
     """One look at an accepted study: what to create, mend, start, cancel."""
 
-    def __init__(
-        self, facts: StudyFacts, accepted: Accepted, now: datetime, rows: Sequence[Row], known: Mapping[int, Row]
-    ) -> None:
+    def __init__(self, facts: StudyFacts, accepted: Accepted, now: datetime, known: Mapping[int, Row]) -> None:
         self._facts, self._accepted, self._now, self._known = facts, accepted, now, known
         self._children = facts.children
         self._namespace: str = facts.study["metadata"]["namespace"]
-        self._rows = {row.index: row for row in rows}
         self._failures = self._failures_in_a_row()
 
     @property

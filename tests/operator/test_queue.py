@@ -119,16 +119,3 @@ def test_the_servers_own_word_on_when_to_try_again_is_kept() -> None:
         assert virtual_time.seconds() == pytest.approx(17)
 
     play(scenario)
-
-
-def test_a_forgotten_key_does_not_come_back() -> None:
-    """Its object is gone."""
-
-    async def scenario() -> None:
-        queue = a_queue()
-        queue.failed(("s", "a"))
-        queue.forget(("s", "a"))
-        await asyncio.sleep(100)
-        assert len(queue) == 0
-
-    play(scenario)
