@@ -260,7 +260,7 @@ class Controller:
             if known is not None:
                 self._cache.open.pop((key.namespace, key.name), None)
                 return await self._look_at_experiment(key)
-            facts = await self._live(facts)
+            facts = await self._live(facts, with_study=not _only_creates(decision))
             decision = reconcile_experiment(facts, now)
         written = await self._write(experiment, decision)
         for action in decision.actions:
@@ -341,14 +341,15 @@ class Controller:
                 self._events_read.pop(next(iter(self._events_read)))
         return events
 
-    async def _live(self, facts: ExperimentFacts) -> ExperimentFacts:
-        """The same facts with Jobs and pods as they are now."""
+    async def _live(self, facts: ExperimentFacts, *, with_study: bool) -> ExperimentFacts:
+        """The same facts with Jobs and pods as they are now; the study, too, where something ends by its word."""
         metadata = facts.experiment["metadata"]
-        wanted = (facts.open_attempt or {}).get("jobName")
+        row = facts.open_attempt or {}
+        wanted = row.get("jobName") if row.get("jobUID") else None  # one not seen yet is found by creating it
         jobs, pods = await self._cluster.attempts(metadata["namespace"], metadata["name"], wanted)
         self._remember(metadata["namespace"], metadata["name"], jobs, pods)
         study = facts.study
-        if study is not None:  # its suspend and retry decide, too
+        if study is not None and with_study:  # its suspend and retry decide, too
             study = await self._cluster.study(study["metadata"]["namespace"], study["metadata"]["name"]) or study
         return replace(facts, study=study, jobs=[lean_job(j) for j in jobs], pods=[lean_pod(p) for p in pods])
 
@@ -418,3 +419,8 @@ def _irreversible(facts: ExperimentFacts, decision: Decision) -> bool:
         return False
     rows = decision.status.get("attempts") or ()
     return bool(rows and rows[-1].get("outcome") not in (None, "Completed"))
+
+
+def _only_creates(decision: Decision) -> bool:
+    """Whether a decision does nothing but make a Job."""
+    return bool(decision.actions) and all(isinstance(a, CreateJob) for a in decision.actions)

@@ -14,7 +14,7 @@ from fakes import virtual_time
 from fakes.api_server import Object
 from fakes.world import FaultKind, World, end_state, play, stored_once, study
 
-WRITES = 73  # of the reference run; a test below keeps this true
+WRITES = 71  # of the reference run; a test below keeps this true
 pytestmark = pytest.mark.slow
 STRIDE = 6  # faults that leave the operator alive are planted at every sixth write of one run, at each offset
 SPOILT: tuple[FaultKind, ...] = ("conflict", "500 before", "500 after", "503", "429", "timeout after commit", "reset")
