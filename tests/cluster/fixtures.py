@@ -1,5 +1,6 @@
 """Real clusters for tests: an API server of one's own, and the node of this machine, started if they are not there."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,22 @@ EXISTING = REAL_ENVIRONMENT.get("KUBECONFIG") if REAL_ENVIRONMENT.get("LLEM_TEST
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Path]:
     """The administrator's kubeconfig of an API server of this test session's own, without nodes."""
-    name = ("--control-plane", "--name", f"test-{uuid.uuid4().hex[:8]}")
+    _end_those_of_killed_sessions()
+    name = ("--control-plane", "--name", f"test-{os.getpid()}-{uuid.uuid4().hex[:6]}")
     try:
         run_cluster("up", *name)
         yield Path(status(*name)["kubeconfig"])
     finally:
         run_cluster("down", *name)
+
+
+def _end_those_of_killed_sessions() -> None:
+    """A session that was killed could not end its own: take down what is named after a process that is gone."""
+    home = REAL_ENVIRONMENT.get("XDG_CACHE_HOME") or f"{REAL_ENVIRONMENT['HOME']}/.cache"
+    for state in (Path(home) / "llem" / "cluster").glob("test-*"):
+        owner = state.name.split("-")[1]
+        if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+            run_cluster("down", "--control-plane", "--name", state.name)
 
 
 @pytest.fixture(scope="session")
