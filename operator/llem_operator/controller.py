@@ -20,6 +20,7 @@ from llem_operator.decision import (
     Decision,
     DeleteJob,
     ExpireJob,
+    StatusChange,
     WriteExperimentStatus,
 )
 from llem_operator.experiment import ExperimentFacts, Orphan, end_attempt, open_attempt, reconcile_experiment
@@ -222,24 +223,24 @@ class Controller:
     async def _act_on_experiment(self, action: Action) -> list[Key]:
         match action:
             case CreateExperiment(manifest, memory):
-                created = await self._cluster.create_experiment(manifest)
-                self._cache.put_experiment(created)
-                status = changed(created, memory, self._now()) if memory is not None else None
-                if status is not None:
-                    await self._write({**created, "kind": "EnergyExperiment"}, Decision(status))
+                await self._change(await self._cluster.create_experiment(manifest), memory)
                 return []
             case WriteExperimentStatus(namespace, name, change):
                 live = await self._cluster.experiment(namespace, name)
                 key = Key("experiment", namespace, name)
                 if live is None:
                     return [Key("verify", namespace, name)]
-                self._cache.put_experiment(live)
-                status = changed(live, change, self._now())
-                if status is not None:
-                    await self._write({**live, "kind": "EnergyExperiment"}, Decision(status))
+                await self._change(live, change)
                 return [key, *self._study_key(key)]
             case _:
                 raise AssertionError(f"a study does not decide {action}")
+
+    async def _change(self, live: dict[str, Any], change: StatusChange | None) -> None:
+        """Carry out what a study decides about an experiment as just read, if it still applies."""
+        self._cache.put_experiment(live)
+        status = changed(live, change, self._now()) if change is not None else None
+        if status is not None:
+            await self._write({**live, "kind": "EnergyExperiment"}, Decision(status))
 
     async def _look_at_experiment(self, key: Key) -> Look:
         if self._cache.is_settled((key.namespace, key.name)):

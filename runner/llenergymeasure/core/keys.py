@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExecutionConfig, ExperimentConfig
 from llenergymeasure.core.errors import ConfigError
+from llenergymeasure.core.redaction import TOKENS
 
 STUDY_KEYS = ("name", "base", "sweep", "experiments", "execution", "runners", "images")
 
@@ -36,7 +37,7 @@ _SECRET_KEY = re.compile(
     re.I,
 )
 _SECRET_VALUE = re.compile(
-    r"^(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16})$"
+    rf"^({TOKENS})$"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@"
 )
 
