@@ -27,6 +27,7 @@ ON_THE_CPU: Object = {"gpu": {"count": 0}, "exclusivity": "GPU"}
 """A template for tests of anything but GPUs: the node has only one, and others use it."""
 
 LIMIT_S = 240
+"""A minute of it may pass until a killed operator's Lease has run out."""
 POLL_S = 0.5
 
 
@@ -134,7 +135,7 @@ class Bench:
         def found() -> Object | None:
             return next((c for c in self.children(study) if c["spec"]["index"] == index), None)
 
-        given: Object = wait_for(found, limit_s=60)
+        given: Object = wait_for(found)
         return given
 
     # --- the operator itself
@@ -149,7 +150,7 @@ class Bench:
 
     def process(self) -> int:
         """Wait for the operator's process; give its number on this machine."""
-        found: list[int] = wait_for(lambda: processes_with("LLEM_OPERATOR_NAMESPACE", self.kube.namespace), limit_s=60)
+        found: list[int] = wait_for(lambda: processes_with("LLEM_OPERATOR_NAMESPACE", self.kube.namespace))
         return found[0]
 
     def kill(self) -> None:

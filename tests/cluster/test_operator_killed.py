@@ -47,7 +47,7 @@ def test_kills_during_the_expansion_of_a_large_study(bench: Bench) -> None:
             "large", {"experiments": [{"random_seed": i} for i in range(100)]}, execution={"nCycles": 3}, suspend=True
         )
         for share in (20, 120, 220):
-            wait_for(lambda share=share: len(bench.children("large")) >= share + draw.randrange(30), limit_s=90)
+            wait_for(lambda share=share: len(bench.children("large")) >= share + draw.randrange(30))
             seen = bench.get("large")
             assert reason(seen, "Expanded") in ("", "Expanding")
             bench.kill()

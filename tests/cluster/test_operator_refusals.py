@@ -17,7 +17,7 @@ def test_typo_is_named_as_llem_run_names_it_and_can_be_repaired(bench: Bench, tm
     here = llem("run", write(tmp_path, typo), "--dry-run", cwd=tmp_path)
     bench.study("typo", typo, suspend=True)
 
-    refused = bench.until("est", "typo", lambda s: reason(s) == "InvalidDesign", limit_s=30)
+    refused = bench.until("est", "typo", lambda s: reason(s) == "InvalidDesign")
 
     said = conditions(refused)
     assert said["Accepted"]["status"] == "False"
@@ -30,7 +30,7 @@ def test_typo_is_named_as_llem_run_names_it_and_can_be_repaired(bench: Bench, tm
     assert bench.children("typo") == []
 
     bench.kube.ok("replace", "-f", "-", stdin=kubes.text(_repaired(refused)))
-    taken = bench.until("est", "typo", lambda s: reason(s, "Accepted") == "Valid", limit_s=30)
+    taken = bench.until("est", "typo", lambda s: reason(s, "Accepted") == "Valid")
     assert conditions(taken)["Stalled"]["status"] == "False"
 
 
@@ -42,7 +42,7 @@ def _repaired(study: dict[str, object]) -> dict[str, object]:
 def test_accepted_design_cannot_be_edited(bench: Bench) -> None:
     """The API server refuses another design, and says what to do; what runs is what was accepted."""
     bench.study("fixed", suspend=True)
-    bench.until("est", "fixed", lambda s: reason(s, "Accepted") == "Valid", limit_s=30)
+    bench.until("est", "fixed", lambda s: reason(s, "Accepted") == "Valid")
 
     said = bench.kube.patch_refused("est", "fixed", {"spec": {"design": {"n": 9}}})
 
