@@ -1,0 +1,41 @@
+"""The verbs that read results back from their files."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command("report")(report_of)
+
+
+def report_of(
+    places: Annotated[
+        list[str], typer.Argument(help="Study folders of llem run, or URIs of a cluster's results (s3://…, file://…).")
+    ],
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", help="Address of the store; else AWS_ENDPOINT_URL.")
+    ] = None,
+    region: Annotated[str | None, typer.Option("--region", help="Region of the bucket; else AWS_REGION.")] = None,
+    export_csv: Annotated[Path | None, typer.Option("--export-csv", help="Also write a CSV, one row per run.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Show the table of studies from their files alone: what was measured, what failed, what is missing."""
+    from llenergymeasure import report
+    from llenergymeasure.object_store import Access, open_place
+    from llenergymeasure.stored_study import rebuild
+
+    found = [rebuild(open_place(place, Access(endpoint, region))) for place in places]
+    results = [r for rebuilt in found for r in rebuilt.results]
+    if as_json:
+        told = [json.loads(rebuilt.study.to_json()) for rebuilt in found]
+        print(json.dumps(told[0] if len(told) == 1 else told, indent=2, ensure_ascii=False))
+    else:
+        for rebuilt in found:
+            print(report.study_summary(rebuilt.study, rebuilt.results))
+            print("\n".join([*report.missing_runs(rebuilt.manifest), f"results: {rebuilt.study.directory}"]))
+    if export_csv is not None:
+        report.export_csv(export_csv, results)
