@@ -1,6 +1,5 @@
 """The record of one experiment and of a study: quantities carry their unit, null means not measured, with a reason."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -10,6 +9,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llenergymeasure.core.rows import run_columns, single_values, study_rows, values_of
+from llenergymeasure.core.tables import arrow_table, data_frame
 from llenergymeasure.core.verdict import Verdict
 
 SCHEMA_VERSION = "2.0"
@@ -206,34 +207,15 @@ class ExperimentResult(_Record):
     random_weights: bool = False
 
     def to_parquet(self, path: Path) -> None:
-        """Write the scalar quantities as one row, units in the column names."""
-        import pyarrow as pa
+        """Write the scalar quantities as one row, units in the column names and in the fields' metadata."""
         import pyarrow.parquet as pq
 
-        pq.write_table(pa.Table.from_pylist([scalars(self)]), path)
+        pq.write_table(arrow_table([scalars(self)], single_values(ExperimentResult)), path)
 
 
 def scalars(result: ExperimentResult) -> dict[str, Any]:
     """The plain quantities of a result as one flat row, nested groups dotted; texts, lists and snapshots left out."""
-    data = json.loads(result.to_json())
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if key in (
-            "effective_config",
-            "engine_effective",
-            "environment_snapshot",
-            "parameter_provenance",
-            "phases",
-            "null_reasons",
-        ):
-            continue
-        if key == "energy_per_device_j":
-            continue
-        if isinstance(value, dict):
-            flat.update({f"{key}.{k}": v for k, v in value.items() if not isinstance(v, dict | list)})
-        elif not isinstance(value, list):
-            flat[key] = value
-    return flat
+    return values_of(result, single_values(ExperimentResult))
 
 
 class Statistic(_Record):
@@ -279,6 +261,16 @@ class StudyResult(_Record):
     experiments: list[ExperimentStatistics] = Field(default_factory=list)
     skipped: list[dict[str, Any]] = Field(default_factory=list)
     failed: list[FailedRun] = Field(default_factory=list)
+
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame with a row per run that has a result or failed, and the columns of an exported table.
+
+        Raises:
+            BackendMissingError: pandas is not installed.
+            ResultStoreError: The result files are not on this machine.
+
+        """
+        return data_frame(study_rows(self, ExperimentResult), run_columns(ExperimentResult))
 
 
 STATISTICS_OVER = (
