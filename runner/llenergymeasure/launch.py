@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,15 @@ MAX_ENVIRONMENT_BYTES = 120 * 1024  # one environment string may be 128 KiB on L
 MAX_PIPE_BYTES = 1_000_000
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
 TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a run may take, s."""
+
+    experiment_s: float  # from the start of phase load to the result
+    phases_s: Mapping[str, float] = field(default_factory=dict)  # of these phases alone, by name
+
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -85,17 +94,19 @@ def _event(line: str) -> dict[str, Any] | None:
 def run_in_subprocess(
     config: ExperimentConfig,
     *,
-    timeout_s: float,
+    limits: Limits,
     on_event: OnEvent,
     variables: Mapping[str, str] | None = None,
+    keep_open: Sequence[int] = (),
 ) -> Measured:
     """Measure one experiment in a process of its own.
 
     Args:
         config: What to measure.
-        timeout_s: Limit from the start of the engine's load to the result, s.
+        limits: How long it may take.
         on_event: Receives the child's progress events.
         variables: Further environment (study, index, cycle, attempt).
+        keep_open: Descriptors that the child inherits: locks that live as long as it does.
 
     Raises:
         RunFailedError: The child ended without a result.
@@ -113,14 +124,14 @@ def run_in_subprocess(
     threads: list[threading.Thread] = []
     try:
         with _interrupt_held_back():
-            process = _start(environment, writer)
+            process = _start(environment, (writer, *keep_open))
         os.close(writer)
         child = _Child(process, on_event)
         for listen, source in ((child.receive, reader), (child.hear, process.stderr)):
             thread = threading.Thread(target=listen, args=(source,), daemon=True)
             thread.start()
             threads.append(thread)
-        _wait(child, timeout_s)
+        _wait(child, limits.experiment_s)
     finally:
         if process is not None:
             stop_group(process)  # also workers that outlived their parent
@@ -129,14 +140,14 @@ def run_in_subprocess(
     return _outcome(child)
 
 
-def _start(environment: Mapping[str, str], writer: int) -> subprocess.Popen[bytes]:
+def _start(environment: Mapping[str, str], inherited: Sequence[int]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "llenergymeasure.cli", "experiment", "--result-fd", str(writer)],
+        [sys.executable, "-m", "llenergymeasure.cli", "experiment", "--result-fd", str(inherited[0])],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        pass_fds=(writer,),
+        pass_fds=inherited,
         start_new_session=True,  # a group of its own, so that workers of the engine can be killed with it
     )
 

@@ -289,7 +289,7 @@ def _one_run(study: StudyConfig, run: Run, done: Executed, watch: Observer) -> N
     try:
         measured = launch.run_in_subprocess(
             config,
-            timeout_s=study.execution.experiment_timeout_seconds,
+            limits=launch.Limits(study.execution.experiment_timeout_seconds, study.execution.phase_timeouts),
             on_event=watch.event,
             variables=variables,
         )

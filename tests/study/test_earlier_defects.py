@@ -113,7 +113,7 @@ def test_table_has_every_defect_of_the_list() -> None:
 
 def test_the_childs_end_of_the_pipe_is_the_writing_one() -> None:
     """The child can write to what it is given, and the parent gets exactly what was written."""
-    measured = launch.run_in_subprocess(ExperimentConfig(**FAST), timeout_s=60, on_event=lambda _: None)
+    measured = launch.run_in_subprocess(ExperimentConfig(**FAST), limits=launch.Limits(60), on_event=lambda _: None)
 
     assert measured.result.output_tokens == 2 * 4
 
@@ -182,7 +182,7 @@ def test_token_is_on_no_command_line_and_in_no_file(tmp_path: Path) -> None:
 def measured(**changes: Any) -> ExperimentResult:
     """The result of FAST with changes, through a process."""
     config = ExperimentConfig(**over(FAST, changes))
-    return launch.run_in_subprocess(config, timeout_s=60, on_event=lambda _: None).result
+    return launch.run_in_subprocess(config, limits=launch.Limits(60), on_event=lambda _: None).result
 
 
 def test_latency_is_in_the_result_under_its_names() -> None:

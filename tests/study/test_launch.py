@@ -68,7 +68,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
 def run(config: ExperimentConfig, *, timeout_s: float = 60, events: list[dict[str, Any]] | None = None) -> Measured:
     """Run one experiment as a study does."""
     heard = events if events is not None else []
-    return launch.run_in_subprocess(config, timeout_s=timeout_s, on_event=heard.append)
+    return launch.run_in_subprocess(config, limits=launch.Limits(timeout_s), on_event=heard.append)
 
 
 DEATHS = [
@@ -221,7 +221,7 @@ def test_real_child_killed_from_outside(fast: ExperimentConfig) -> None:
             killed.set()
 
     with pytest.raises(RunFailedError, match="killed by SIGKILL in phase warmup"):
-        launch.run_in_subprocess(slow, timeout_s=60, on_event=kill_when_warm)
+        launch.run_in_subprocess(slow, limits=launch.Limits(60), on_event=kill_when_warm)
 
     assert killed.is_set()
 
@@ -260,7 +260,7 @@ phase("window")
         go.touch()
 
     with pytest.raises(RunFailedError):
-        launch.run_in_subprocess(fast, timeout_s=60, on_event=hear)
+        launch.run_in_subprocess(fast, limits=launch.Limits(60), on_event=hear)
 
     assert heard == ["load", "window"]
 
@@ -270,7 +270,9 @@ def test_child_is_told_what_it_runs_and_for_whom(child: Child, fast: ExperimentC
     child.does(f"json.dump([dict(os.environ), sys.argv[1:]], open({str(tmp_path / 'told')!r}, 'w'))")
 
     with pytest.raises(RunFailedError):
-        launch.run_in_subprocess(fast, timeout_s=60, on_event=print, variables={"LLEM_STUDY": "s", "LLEM_CYCLE": "2"})
+        launch.run_in_subprocess(
+            fast, limits=launch.Limits(60), on_event=print, variables={"LLEM_STUDY": "s", "LLEM_CYCLE": "2"}
+        )
 
     told, words = json.loads((tmp_path / "told").read_text())
     assert ExperimentConfig(**json.loads(told["LLEM_EXPERIMENT"])) == fast
@@ -306,7 +308,7 @@ from llenergymeasure import ExperimentConfig, launch
 sys.executable = {stand_in!r}
 for _ in range(20):
     try:
-        launch.run_in_subprocess(ExperimentConfig(**{fast!r}), timeout_s=60, on_event=print)
+        launch.run_in_subprocess(ExperimentConfig(**{fast!r}), limits=launch.Limits(60), on_event=print)
     except KeyboardInterrupt:
         print("interrupted")
 """
