@@ -15,7 +15,8 @@ from llenergymeasure.cluster_status import Resource
 from llenergymeasure.core import resources
 from llenergymeasure.core.identity import measurement_config_hash
 from llenergymeasure.core.plan import describe_all
-from llenergymeasure.core.result import JUDGED, ExperimentStatistics, statistic
+from llenergymeasure.core.result import JUDGED, ExperimentStatistics
+from llenergymeasure.core.statistics import statistic
 from llenergymeasure.core.termination import Numbers
 from llenergymeasure.report import DASH, PRETENDED, comparison, counted, grid
 

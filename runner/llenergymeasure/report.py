@@ -12,10 +12,10 @@ from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.result import (
     ExperimentResult,
     ExperimentStatistics,
-    Statistic,
     StudyResult,
     scalars,
 )
+from llenergymeasure.core.statistics import Statistic
 from llenergymeasure.core.sweep import reasons
 from llenergymeasure.store import write_atomically
 

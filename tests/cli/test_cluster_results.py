@@ -8,7 +8,7 @@ import pytest
 
 from cli.cluster_objects import condition, experiment, hashes, measured, study
 from llenergymeasure import cluster_results
-from llenergymeasure.core.result import statistic
+from llenergymeasure.core.statistics import statistic
 
 SLOW, FAST = hashes()[0], hashes()[3]
 

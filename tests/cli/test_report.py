@@ -6,7 +6,8 @@ import pytest
 
 from llenergymeasure import StudyResult, report
 from llenergymeasure.core.errors import ConfigError, ModelNotFoundError, PreFlightError
-from llenergymeasure.core.result import ExperimentStatistics, FailedRun, Statistic
+from llenergymeasure.core.result import ExperimentStatistics, FailedRun
+from llenergymeasure.core.statistics import Statistic
 
 ENERGY, SPEED = "energy_per_output_token_j", "tokens_per_second"
 

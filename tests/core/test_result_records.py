@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -17,9 +16,7 @@ from llenergymeasure.core.result import (
     StudyResult,
     latency_statistics,
     over_cycles,
-    percentile,
     scalars,
-    statistic,
 )
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -166,49 +163,6 @@ def test_study_result_survives_its_json_and_holds_paths_only() -> None:
 # Statistics.
 
 
-@given(st.lists(st.integers(-(10**9), 10**9).map(lambda v: v / 1000), min_size=2, max_size=60))
-@settings(max_examples=100, deadline=None)
-def test_interval_over_cycles_is_students(values: list[float]) -> None:
-    """Mean, s and half-width agree with scipy's t distribution, within the 0.1 % that the table promises."""
-    found = statistic(values)
-    assert found is not None
-    n = len(values)
-    mean = math.fsum(values) / n
-    s = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    scale = max(map(abs, values)) + 1e-300
-    assert found.n == n
-    assert found.mean == pytest.approx(mean, rel=1e-12, abs=1e-12 * scale)
-    assert found.s == pytest.approx(s, rel=1e-9, abs=1e-7 * scale)
-    assert found.half_width_95 == pytest.approx(found.s * scipy.stats.t.ppf(0.975, n - 1) / math.sqrt(n), rel=1e-3)
-
-
-def test_interval_is_right_for_every_small_n() -> None:
-    """Each entry of the t table is the exact point to its three digits."""
-    for n in range(2, 120):
-        found = statistic([0.0] * (n - 1) + [1.0])
-        assert found is not None
-        assert found.s is not None
-        assert found.half_width_95 is not None
-        t = found.half_width_95 * math.sqrt(n) / found.s
-        assert t == pytest.approx(scipy.stats.t.ppf(0.975, n - 1), rel=1e-3)
-
-
-def test_interval_by_hand() -> None:
-    """Three cycles of 1, 2, 3: mean 2, s 1, half-width 4.303 / sqrt(3) = 2.484."""
-    found = statistic([1.0, 2.0, 3.0])
-    assert found is not None
-    assert (found.mean, found.s, found.n) == (2.0, 1.0, 3)
-    assert found.half_width_95 == pytest.approx(2.484, abs=0.001)
-
-
-def test_single_cycle_has_a_mean_and_no_interval() -> None:
-    """One run says nothing about repeatability; none says nothing at all."""
-    found = statistic([5.0])
-    assert found is not None
-    assert (found.mean, found.s, found.half_width_95, found.n) == (5.0, None, None, 1)
-    assert statistic([]) is None
-
-
 def test_statistics_leave_out_what_was_not_measured() -> None:
     """A missing energy is not averaged in as 0, one that is not believed not at all; speeds and verdicts all count."""
     results = [
@@ -225,14 +179,6 @@ def test_statistics_leave_out_what_was_not_measured() -> None:
     )
     assert (found.statistics["tokens_per_second"].mean, found.statistics["tokens_per_second"].n) == (20, 3)
     assert "mean_power_w" not in found.statistics
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
-def test_percentile_interpolates_between_ranks(values: list[float], share: float) -> None:
-    """The same percentile as scipy's default (linear between ranks)."""
-    wanted = scipy.stats.scoreatpercentile(values, 100 * share)
-    assert percentile(sorted(values), share) == pytest.approx(wanted, rel=1e-9, abs=1e-6)
 
 
 def test_latency_statistics_by_hand() -> None:

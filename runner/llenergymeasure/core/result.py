@@ -1,44 +1,31 @@
 """The record of one experiment and of a study: quantities carry their unit, null means not measured, with a reason."""
 
-import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, Literal, Self
+from statistics import fmean
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from llenergymeasure.core.comparison import QuantityComparison
+from llenergymeasure.core.records import Record
 from llenergymeasure.core.rows import run_columns, single_values, study_rows, values_of
+from llenergymeasure.core.statistics import Statistic, percentile, statistic
 from llenergymeasure.core.tables import arrow_table, data_frame
 from llenergymeasure.core.verdict import Verdict
 
 SCHEMA_VERSION = "2.0"
 
 
-class _Record(BaseModel):
-    """Frozen; keys that a newer version wrote are ignored, missing ones are None."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False)
-
-    def to_json(self) -> str:
-        """JSON text with an indent of 2; `from_json` gives back an equal object."""
-        return self.model_dump_json(indent=2)
-
-    @classmethod
-    def from_json(cls, source: str | bytes | Path) -> Self:
-        """Read JSON text, or the file at a Path; raises pydantic.ValidationError."""
-        return cls.model_validate_json(source.read_bytes() if isinstance(source, Path) else source)
-
-
-class Phase(_Record):
+class Phase(Record):
     """One phase of the experiment; seconds from the start of the process' work."""
 
     start_s: float
     end_s: float
 
 
-class LatencyStatistics(_Record):
+class LatencyStatistics(Record):
     """Latencies in ms; `mode` says what one sample is (per_request_batch: one batch of requests)."""
 
     mode: Literal["true_streaming", "per_request_batch", "proportional_estimate"]
@@ -52,7 +39,7 @@ class LatencyStatistics(_Record):
     max_ms: float
 
 
-class EnergyBreakdown(_Record):
+class EnergyBreakdown(Record):
     """Joules before and after the idle power is taken off."""
 
     raw_j: float | None = None
@@ -66,7 +53,7 @@ class EnergyBreakdown(_Record):
     baseline_cache_age_s: float | None = None
 
 
-class Uncertainty(_Record):
+class Uncertainty(Record):
     """Relative uncertainties of joules per output token, as fractions; the last two are 95 % half-widths.
 
     `comparison` holds between configurations on this GPU, `absolute` includes the uncalibrated gain of the sensor.
@@ -79,7 +66,7 @@ class Uncertainty(_Record):
     absolute: float | None = None
 
 
-class CrossCheck(_Record):
+class CrossCheck(Record):
     """A second reading of the same energy, as ratio to the first; same sensor, so blind to its gain."""
 
     source: str
@@ -87,7 +74,7 @@ class CrossCheck(_Record):
     reason: str | None = None
 
 
-class FlopsResult(_Record):
+class FlopsResult(Record):
     """Floating point operations of the window: 2 x non-embedding parameters x tokens; attention comes on top."""
 
     value: float | None
@@ -98,7 +85,7 @@ class FlopsResult(_Record):
     reason: str | None = None
 
 
-class WarmupResult(_Record):
+class WarmupResult(Record):
     """How the warm-up went; latencies per pass in ms."""
 
     converged: bool
@@ -109,7 +96,7 @@ class WarmupResult(_Record):
     latencies_ms: list[float]
 
 
-class ThermalResult(_Record):
+class ThermalResult(Record):
     """Throttling seen in the window; None where no sensor told."""
 
     detected: bool | None = None
@@ -122,7 +109,7 @@ class ThermalResult(_Record):
     max_temperature_c: float | None = None
 
 
-class GeneratedText(_Record):
+class GeneratedText(Record):
     """One prompt of the window and what came out."""
 
     request: int
@@ -130,7 +117,7 @@ class GeneratedText(_Record):
     output: str
 
 
-class ExperimentResult(_Record):
+class ExperimentResult(Record):
     """Everything known about one run of one experiment."""
 
     schema_version: str = SCHEMA_VERSION
@@ -218,16 +205,7 @@ def scalars(result: ExperimentResult) -> dict[str, Any]:
     return values_of(result, single_values(ExperimentResult))
 
 
-class Statistic(_Record):
-    """A quantity over cycles: mean, standard deviation s, n, and the half-width of the 95 % t-interval."""
-
-    mean: float
-    s: float | None = None
-    n: int
-    half_width_95: float | None = None
-
-
-class ExperimentStatistics(_Record):
+class ExperimentStatistics(Record):
     """One experiment over its cycles."""
 
     config_hash: str
@@ -237,7 +215,7 @@ class ExperimentStatistics(_Record):
     statistics: dict[str, Statistic]
 
 
-class FailedRun(_Record):
+class FailedRun(Record):
     """A run without a result."""
 
     index: int
@@ -248,7 +226,7 @@ class FailedRun(_Record):
     error_message: str | None = None
 
 
-class StudyResult(_Record):
+class StudyResult(Record):
     """What came of a study; `result_files` are paths relative to the study's folder, as are all paths here."""
 
     schema_version: str = SCHEMA_VERSION
@@ -261,6 +239,7 @@ class StudyResult(_Record):
     experiments: list[ExperimentStatistics] = Field(default_factory=list)
     skipped: list[dict[str, Any]] = Field(default_factory=list)
     failed: list[FailedRun] = Field(default_factory=list)
+    comparisons: list[QuantityComparison] = Field(default_factory=list)
 
     def to_dataframe(self) -> Any:
         """A pandas.DataFrame with a row per run that has a result or failed, and the columns of an exported table.
@@ -279,32 +258,12 @@ STATISTICS_OVER = (
     "tokens_per_second",
     "mean_power_w",
     "duration_s",
+    "latency.mean_ms",
     "latency.p50_ms",
+    "latency.p95_ms",
 )
 JUDGED = ("energy_per_output_token_j", "energy_adjusted_per_output_token_j", "mean_power_w")
 """Quantities that a verdict of `invalid` disqualifies: only believed cycles enter their statistics."""
-
-# Two-sided 95 % points of Student's t for 1...30 degrees of freedom (NIST/SEMATECH e-Handbook, table 1.3.6.7.2).
-# fmt: off
-_T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)
-# fmt: on
-
-
-def statistic(values: Sequence[float]) -> Statistic | None:
-    """Mean, s and 95 % t-interval of repeated runs; None without values, no interval below two."""
-    if not values:
-        return None
-    n, mean = len(values), fmean(values)
-    if n < 2:
-        return Statistic(mean=mean, n=n)
-    s = stdev(values)
-    nu = n - 1
-    # Above the table the first terms of Abramowitz & Stegun 26.7.5; within 0.1 % of the exact points everywhere.
-    t = _T_975[nu - 1] if nu <= len(_T_975) else 1.95996 + 2.3723 / nu + 2.8225 / nu**2
-    return Statistic(mean=mean, s=s, n=n, half_width_95=t * s / math.sqrt(n))
 
 
 def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResult]) -> ExperimentStatistics:
@@ -314,7 +273,10 @@ def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResu
     for result in found:
         verdicts[result.verdict.state] = verdicts.get(result.verdict.state, 0) + 1
     believed = [r for r in found if r.verdict.state != "invalid"]
-    columns = {k: _values(k, believed if k in JUDGED else found) for k in STATISTICS_OVER}
+    columns = {
+        name: [v for r in (believed if name in JUDGED else found) if (v := quantity(r, name)) is not None]
+        for name in STATISTICS_OVER
+    }
     return ExperimentStatistics(
         config_hash=config_hash,
         summary=summary,
@@ -324,24 +286,12 @@ def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResu
     )
 
 
-def _values(name: str, results: Iterable[ExperimentResult]) -> list[float]:
-    """A quantity of each result that has it; dots reach inside."""
-    values = []
-    for result in results:
-        value: Any = result
-        for part in name.split("."):
-            value = getattr(value, part, None)
-        if value is not None:
-            values.append(float(value))
-    return values
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Percentile of sorted values by linear interpolation between ranks (numpy's default)."""
-    position = share * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+def quantity(result: ExperimentResult, name: str) -> float | None:
+    """A quantity of a result by its name, dots reach inside; None if it was not measured."""
+    value: Any = result
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return None if value is None else float(value)
 
 
 def latency_statistics(values_ms: Sequence[float]) -> LatencyStatistics | None:
