@@ -21,10 +21,14 @@ def report_of(
     ] = None,
     region: Annotated[str | None, typer.Option("--region", help="Region of the bucket; else AWS_REGION.")] = None,
     export_csv: Annotated[Path | None, typer.Option("--export-csv", help="Also write a CSV, one row per run.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", "-o", help="Also write one page with pictures, such as report.html.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Show the table of studies from their files alone: what was measured, what failed, what is missing."""
     from llenergymeasure import report
+    from llenergymeasure.findings import Told
     from llenergymeasure.object_store import Access, open_place
     from llenergymeasure.stored_study import rebuild
 
@@ -34,8 +38,14 @@ def report_of(
         told = [json.loads(rebuilt.study.to_json()) for rebuilt in found]
         print(json.dumps(told[0] if len(told) == 1 else told, indent=2, ensure_ascii=False))
     else:
+        print(report.studies_summary([Told(rebuilt.study, rebuilt.results) for rebuilt in found]))
         for rebuilt in found:
-            print(report.study_summary(rebuilt.study, rebuilt.results))
             print("\n".join([*report.missing_runs(rebuilt.manifest), f"results: {rebuilt.study.directory}"]))
     if export_csv is not None:
         report.export_csv(export_csv, results)
+    if html is not None:
+        from llenergymeasure.html_report import write_report
+
+        write_report(html, found)
+        if not as_json:
+            print(f"report: {html}")

@@ -17,12 +17,26 @@ from llenergymeasure.core.result import (
 )
 from llenergymeasure.core.statistics import Statistic
 from llenergymeasure.core.sweep import reasons
+from llenergymeasure.findings import (
+    ENERGY,
+    LATENCY,
+    SPEED,
+    Ranked,
+    Told,
+    headline,
+    rank_all,
+    ranked,
+    study_labels,
+    verdict_text,
+    warnings,
+)
 from llenergymeasure.store import write_atomically
+from llenergymeasure.wording import DASH, counted, duration_text, number, plus_minus
 
-DASH = "-"
+__all__ = ["DASH", "counted", "duration_text", "number", "ranked"]  # of other modules, looked for here as well
+
 PRETENDED = "Results marked synthetic are pretended, not measured."
 MAX_MISSING = 20
-ENERGY, SPEED, LATENCY = "energy_per_output_token_j", "tokens_per_second", "latency.p50_ms"
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -37,53 +51,35 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -
     return "\n".join([line(head), rule, *(line(r) for r in rows)])
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A number with that many significant digits, no exponent in the usual range; a dash for None."""
-    if value is None:
-        return DASH
-    if value == 0 or 1e-4 <= abs(value) < 1e7:
-        text = f"{value:.{digits}g}"
-        return f"{value:.0f}" if "e" in text else text
-    return f"{value:.{digits - 1}e}"
-
-
 def _with_interval(found: Statistic | None) -> str:
-    if found is None:
-        return DASH
-    if found.half_width_95 is None:
-        return number(found.mean)
-    return f"{number(found.mean)} ± {number(found.half_width_95, 2)}"
-
-
-def ranked(experiments: Sequence[ExperimentStatistics]) -> list[ExperimentStatistics]:
-    """Fewest joules per output token first; without energy, fastest first."""
-
-    def key(e: ExperimentStatistics) -> tuple[int, float]:
-        energy, speed = e.statistics.get(ENERGY), e.statistics.get(SPEED)
-        if energy is not None:
-            return (0, energy.mean)
-        return (1, -speed.mean if speed else 0.0)
-
-    return sorted(experiments, key=key)
+    return DASH if found is None else plus_minus(found.mean, found.half_width_95)
 
 
 def comparison(experiments: Sequence[ExperimentStatistics], results: Sequence[ExperimentResult]) -> str:
     """The table that compares configurations, best first, and why an energy is missing."""
-    order = ranked(experiments)
-    fastest = max((e.statistics[SPEED].mean for e in order if SPEED in e.statistics), default=0.0)
-    rows = [
-        [
-            e.summary,
-            _with_interval(e.statistics.get(SPEED)),
-            f"{e.statistics[SPEED].mean / fastest:.2f}x" if fastest and SPEED in e.statistics else DASH,
-            number(e.statistics[LATENCY].mean if LATENCY in e.statistics else None),
-            _with_interval(e.statistics.get(ENERGY)),
-            ", ".join(f"{n} {v}" if len(e.verdicts) > 1 else v for v, n in sorted(e.verdicts.items())),
-        ]
-        for e in order
+    order = [Ranked(place, 0, e) for place, e in enumerate(ranked(experiments), start=1)]
+    return _comparison(order, results, None)
+
+
+def _comparison(order: Sequence[Ranked], results: Sequence[ExperimentResult], labels: Sequence[str] | None) -> str:
+    fastest = max((s for r in order if (s := r.mean(SPEED)) is not None), default=0.0)
+    rows = [_cells(r, fastest, [] if labels is None else [labels[r.study]]) for r in order]
+    head = ["configuration", *([] if labels is None else ["study"])]
+    columns = ["tokens/s", "relative", "batch p50 (ms)", "J/token", "verdict"]
+    return "\n".join([grid([*head, *columns], rows, left=len(head)), *_why_not(results)])
+
+
+def _cells(ranking: Ranked, fastest: float, study: Sequence[str]) -> list[str]:
+    found, speed = ranking.experiment.statistics, ranking.mean(SPEED)
+    return [
+        ranking.experiment.summary,
+        *study,
+        _with_interval(found.get(SPEED)),
+        f"{speed / fastest:.2f}x" if fastest and speed is not None else DASH,
+        number(ranking.mean(LATENCY)),
+        _with_interval(found.get(ENERGY)),
+        verdict_text(ranking.experiment.verdicts),
     ]
-    head = ["configuration", "tokens/s", "relative", "batch p50 (ms)", "J/token", "verdict"]
-    return "\n".join([grid(head, rows), *_why_not(results)])
 
 
 def _why_not(results: Sequence[ExperimentResult]) -> list[str]:
@@ -99,17 +95,7 @@ def _why_not(results: Sequence[ExperimentResult]) -> list[str]:
 
 def notes(results: Sequence[ExperimentResult]) -> list[str]:
     """Each warning once by its code, in the words of the first result that carries it, with the number of results."""
-    found: dict[str, list[str]] = {}
-    for result in results:
-        for text in result.measurement_warnings:
-            found.setdefault(text.partition(":")[0], []).append(text)
-    return [f"warning {texts[0]}{_how_many(texts, len(results))}" for texts in found.values()]
-
-
-def _how_many(texts: Sequence[str], total: int) -> str:
-    if total == 1:
-        return ""
-    return f" ({len(texts)} of {total} runs" + (", figures of the first)" if len(set(texts)) > 1 else ")")
+    return [f"warning {f.text}{f' ({f.extent})' if f.extent else ''}" for f in warnings(results)]
 
 
 def single(result: ExperimentResult) -> str:
@@ -149,17 +135,43 @@ def _short(revision: str) -> str:
 
 def study_summary(study: StudyResult, results: Sequence[ExperimentResult]) -> str:
     """What a study prints at its end."""
-    s = study.summary
-    counts = f"{s['ran']} of {s['runs']} runs completed, {s['failed']} failed, {s['skipped']} combinations skipped"
-    parts = [comparison(study.experiments, results)] if study.experiments else []
-    warnings = notes(results)
-    parts += ["\n".join(warnings)] if warnings else []
+    return studies_summary([Told(study, results)])
+
+
+def studies_summary(told: Sequence[Told]) -> str:
+    """One table over all studies, the best one in a sentence, warnings, failures, and how many runs there were."""
+    labels = study_labels([t.study for t in told]) if len(told) > 1 else None
+    results = [r for t in told for r in t.results]
+    order = rank_all([t.study for t in told])
+    parts = [_comparison(order, results, labels)] if order else []
+    parts += [_best(told)] if len(order) > 1 else []
+    found = notes(results)
+    parts += ["\n".join(found)] if found else []
     if any(r.synthetic for r in results):
         parts.append(PRETENDED)
-    parts += [
-        f"failed run {f.index} (cycle {f.cycle}, {f.summary}): {f.error_type}: {f.error_message}" for f in study.failed
+    for i, t in enumerate(told):
+        parts += _failed(t.study, labels[i] if labels else None)
+    return "\n\n".join([*parts, "\n".join(_counts(t.study, labels[i] if labels else None) for i, t in enumerate(told))])
+
+
+def _best(told: Sequence[Told]) -> str:
+    found = headline(told)
+    title = found.sentence
+    return "\n".join([title[0].lower() + title[1:], *(f"  {sentence}" for sentence in found.sureness)])
+
+
+def _failed(study: StudyResult, label: str | None) -> list[str]:
+    of = f" of {label}" if label else ""
+    return [
+        f"failed run {f.index}{of} (cycle {f.cycle}, {f.summary}): {f.error_type}: {f.error_message}"
+        for f in study.failed
     ]
-    return "\n\n".join([*parts, counts])
+
+
+def _counts(study: StudyResult, label: str | None) -> str:
+    s = study.summary
+    text = f"{s['ran']} of {s['runs']} runs completed, {s['failed']} failed, {s['skipped']} combinations skipped"
+    return f"{label}: {text}" if label else text
 
 
 def missing_runs(manifest: StudyManifest) -> list[str]:
@@ -195,19 +207,6 @@ def error_text(err: BaseException) -> str:
     if isinstance(err, ValidationError):
         return "\n  - ".join(["the configuration is not valid", *reasons(err)])
     return str(err) if isinstance(err, LLEMError) else f"{type(err).__name__}: {err}"
-
-
-def counted(count: int, noun: str) -> str:
-    """A count with its noun: 1 run, 2 runs."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-def duration_text(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def provenance_lines(values: Mapping[str, object]) -> list[str]:

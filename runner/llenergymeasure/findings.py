@@ -1,0 +1,299 @@
+"""What studies found, in order and in words: ranking, headline, warnings by their code; for terminal and page alike.
+
+Pure: records in, records and sentences out. A ranking over several studies compares means only; intervals of ratios
+and "cannot be told apart" come from the comparison within one study, where the runs took turns on one machine.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from llenergymeasure.core.comparison import PairComparison, QuantityComparison
+from llenergymeasure.core.result import ExperimentResult, ExperimentStatistics, StudyResult
+from llenergymeasure.wording import counted, number, percent, plus_minus
+
+ENERGY, SPEED, LATENCY, POWER = "energy_per_output_token_j", "tokens_per_second", "latency.p50_ms", "mean_power_w"
+NAMED_AT_MOST = 3  # configurations in one sentence
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A configuration's place, 1 is best; `study` counts the studies from 0."""
+
+    rank: int
+    study: int
+    experiment: ExperimentStatistics
+
+    def mean(self, quantity: str) -> float | None:
+        """The mean of a quantity, None if it was not measured."""
+        found = self.experiment.statistics.get(quantity)
+        return None if found is None else found.mean
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the half-width around it in the quantity's unit; `meaning` says where the width comes from."""
+
+    mean: float
+    half_width: float | None
+    meaning: str
+
+    @property
+    def text(self) -> str:
+        """Mean ± half-width with their digits."""
+        return plus_minus(self.mean, self.half_width)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The answer of one or several studies; `unit` and `interval` are those of the ranking quantity."""
+
+    title: str
+    best: Ranked | None
+    quantity: str
+    unit: str
+    interval: Interval | None
+    sureness: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """All in one sentence."""
+        if self.best is None or self.interval is None:
+            return self.title
+        figure = f"{self.interval.text} {self.unit}"
+        return f"{self.title}: {self.best.experiment.summary}, {figure}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A warning or the reason of a verdict: what, what to do, in how many of how many runs; the first one's words."""
+
+    code: str
+    what: str
+    fix: str
+    runs: int
+    total: int
+    wordings: int
+
+    @property
+    def text(self) -> str:
+        """Code, what and fix as the result has them."""
+        return f"{self.code}: {self.what}" + (f"; {self.fix}" if self.fix else "")
+
+    @property
+    def extent(self) -> str:
+        """How many runs it concerns; nothing for a single one of one."""
+        if self.total == 1:
+            return ""
+        return f"{self.runs} of {self.total} runs" + (", figures of the first" if self.wordings > 1 else "")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A study's result and the results of its runs."""
+
+    study: StudyResult
+    results: Sequence[ExperimentResult]
+
+
+def ranked(experiments: Iterable[ExperimentStatistics]) -> list[ExperimentStatistics]:
+    """Fewest joules per output token first; without energy, fastest first."""
+    return sorted(experiments, key=_place)
+
+
+def rank_all(studies: Sequence[StudyResult]) -> list[Ranked]:
+    """The configurations of all studies in one order."""
+    every = [(i, e) for i, study in enumerate(studies) for e in study.experiments]
+    ordered = sorted(every, key=lambda pair: _place(pair[1]))
+    return [Ranked(place, i, e) for place, (i, e) in enumerate(ordered, start=1)]
+
+
+def _place(experiment: ExperimentStatistics) -> tuple[int, float]:
+    energy, speed = experiment.statistics.get(ENERGY), experiment.statistics.get(SPEED)
+    if energy is not None:
+        return (0, energy.mean)
+    return (1, -speed.mean) if speed is not None else (2, 0.0)
+
+
+def study_labels(studies: Sequence[StudyResult]) -> list[str]:
+    """A name per study that tells it apart: its name, else its folder's, else with its number."""
+    names = [s.name for s in studies]
+    if len(set(names)) < len(names):
+        names = [PurePosixPath(s.directory or s.name).name for s in studies]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({i})" for i, name in enumerate(names, start=1)]
+    return names
+
+
+def interval(ranking: Ranked, quantity: str, results: Iterable[ExperimentResult]) -> Interval | None:
+    """A configuration's mean with what is known of its uncertainty; None if the quantity was not measured.
+
+    Two cycles or more have their t-interval. The energy of a single run has the uncertainty of its own result, in
+    which the part between runs is assumed unless a study has measured it; a single run's speed has none.
+    """
+    found = ranking.experiment.statistics.get(quantity)
+    if found is None:
+        return None
+    if found.half_width_95 is not None:
+        return Interval(found.mean, found.half_width_95, f"95 % interval over {found.n} cycles")
+    own = [r for r in results if r.measurement_config_hash == ranking.experiment.config_hash and _has(r, quantity)]
+    u = own[0].uncertainty if own and quantity == ENERGY else None
+    if u is None or u.comparison is None:
+        return Interval(found.mean, None, "one run: its spread is not known")
+    source = f", its part between runs {u.between_runs_source}" if u.between_runs_source else ""
+    return Interval(found.mean, found.mean * u.comparison, f"one run: its own uncertainty, 95 %{source}")
+
+
+def _has(result: ExperimentResult, quantity: str) -> bool:
+    return result.verdict.state != "invalid" and getattr(result, quantity, None) is not None
+
+
+def headline(told: Sequence[Told]) -> Headline:
+    """What one wants to know first: the best configuration, its figure, and how sure that is."""
+    order = rank_all([t.study for t in told])
+    if not order or not order[0].experiment.statistics:
+        return Headline(_nothing(told), None, SPEED, "", None)
+    best = order[0]
+    quantity = ENERGY if best.mean(ENERGY) is not None else SPEED
+    shown = interval(best, quantity, told[best.study].results)
+    title, unit = ("Best", "J per output token") if quantity == ENERGY else ("Fastest", "output tokens/s")
+    return Headline(title, best, quantity, unit, shown, _sureness(order, quantity, told))
+
+
+def _nothing(told: Sequence[Told]) -> str:
+    runs = sum(t.study.summary.get("runs", 0) for t in told)
+    failed = sum(len(t.study.failed) for t in told)
+    return f"Nothing was measured: {failed} of {counted(runs, 'run')} failed"
+
+
+def _sureness(order: Sequence[Ranked], quantity: str, told: Sequence[Told]) -> tuple[str, ...]:
+    best, rivals = order[0], [r for r in order[1:] if r.mean(quantity) is not None]
+    if not rivals:
+        return ("It is the only configuration with this figure: there is nothing to compare it with.",)
+    sentences = []
+    if rivals[0].study != best.study:
+        sentences.append(f"{_next_ratio(best, rivals[0], quantity)}, in another study.")
+    if len({r.study for r in [best, *rivals]}) > 1:
+        sentences.append("Studies are ranked by their means: how sure a difference is can only be told within a study.")
+    comparison = next((c for c in told[best.study].study.comparisons if c.quantity == quantity), None)
+    own = [r for r in rivals if r.study == best.study]
+    return (*sentences, *_within(best, own, quantity, comparison)) if own else tuple(sentences)
+
+
+def _next_ratio(best: Ranked, rival: Ranked, quantity: str, pair: PairComparison | None = None) -> str:
+    """The next configuration beside the best: how many times as much, with the interval if it was computed."""
+    ours, theirs = best.mean(quantity) or 0.0, rival.mean(quantity) or 0.0
+    times, low, high = (theirs / ours if ours else None), None, None
+    if pair is not None:
+        times, low, high = _other_to_best(pair, best)
+    span = f" (95 %: {number(low, 4)} to {number(high, 4)})" if low is not None and high is not None else ""
+    what = "the energy per output token" if quantity == ENERGY else "the output tokens/s"
+    return f"The next, {rival.experiment.summary}, has {number(times, 4)} times {what}{span}"
+
+
+def _other_to_best(pair: PairComparison, best: Ranked) -> tuple[float, float, float]:
+    if pair.a_hash == best.experiment.config_hash:
+        return pair.ratio, pair.ratio_low, pair.ratio_high
+    return 1 / pair.ratio, 1 / pair.ratio_high, 1 / pair.ratio_low
+
+
+def _within(
+    best: Ranked, rivals: Sequence[Ranked], quantity: str, comparison: QuantityComparison | None
+) -> Iterable[str]:
+    if comparison is None or not comparison.against_best:
+        yield f"{_next_ratio(best, rivals[0], quantity)}."
+        yield _no_claim(comparison)
+        return
+    pairs = _pairs_with(best, comparison)
+    yield f"{_next_ratio(best, rivals[0], quantity, pairs.get(rivals[0].experiment.config_hash))}."
+    alike = [r for r in rivals if (p := pairs.get(r.experiment.config_hash)) and p.finding == "no_difference"]
+    if alike:
+        yield f"Cannot be told apart from the best: {_names(alike)}."
+    else:
+        yield "It differs from every other configuration by more than chance explains."
+    if comparison.smallest_detectable_difference is not None:
+        yield (
+            f"With these cycles a difference of {percent(comparison.smallest_detectable_difference)} or more is found "
+            "in four cases of five."
+        )
+
+
+def _no_claim(comparison: QuantityComparison | None) -> str:
+    if comparison is None or comparison.reason is None:
+        return "How sure that is was not computed."
+    reason = comparison.reason.partition(":")[2].strip() or comparison.reason
+    return f"How sure that is cannot be told: {reason.rstrip('.')}."
+
+
+def _names(rankings: Sequence[Ranked]) -> str:
+    shown = "; ".join(r.experiment.summary for r in rankings[:NAMED_AT_MOST])
+    more = len(rankings) - NAMED_AT_MOST
+    return f"{shown}; and {more} more" if more > 0 else shown
+
+
+def alike(told: Sequence[Told], found: Headline) -> frozenset[str]:
+    """Hashes of the configurations of the best one's study that cannot be told apart from it."""
+    if found.best is None:
+        return frozenset()
+    comparison = next((c for c in told[found.best.study].study.comparisons if c.quantity == found.quantity), None)
+    pairs = _pairs_with(found.best, comparison) if comparison else {}
+    return frozenset(digest for digest, pair in pairs.items() if pair.finding == "no_difference")
+
+
+def _pairs_with(best: Ranked, comparison: QuantityComparison) -> dict[str, PairComparison]:
+    """The comparisons in which the best one takes part, by the hash of the other."""
+    own = best.experiment.config_hash
+    pairs = [p for p in comparison.against_best if own in (p.a_hash, p.b_hash)]
+    return {p.b_hash if p.a_hash == own else p.a_hash: p for p in pairs}
+
+
+def warnings(results: Sequence[ExperimentResult]) -> list[Finding]:
+    """Each warning once by its code, in the words of the first result that carries it."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for text in result.measurement_warnings:
+            found.setdefault(text.partition(":")[0], []).append(text.partition(":")[2].strip())
+    return [_finding(code, texts, len(results)) for code, texts in found.items()]
+
+
+def _finding(code: str, texts: Sequence[str], total: int) -> Finding:
+    what, _, fix = texts[0].partition("; ")
+    return Finding(code, what, fix, len(texts), total, len(set(texts)))
+
+
+def verdict_reasons(results: Sequence[ExperimentResult]) -> dict[str, list[Finding]]:
+    """Why results are not valid, by verdict: each sentence once, with its fix."""
+    found: dict[str, dict[str, list[str]]] = {}
+    codes: dict[tuple[str, str], str] = {}
+    for result in results:
+        for why in result.verdict.reasons:
+            found.setdefault(result.verdict.state, {}).setdefault(why.code, []).append(why.sentence)
+            codes.setdefault((result.verdict.state, why.code), why.fix)
+    return {
+        state: [
+            Finding(code, texts[0], codes[state, code], len(texts), len(results), len(set(texts)))
+            for code, texts in by_code.items()
+        ]
+        for state, by_code in found.items()
+    }
+
+
+def verdict_text(verdicts: Mapping[str, int]) -> str:
+    """The verdict of all cycles; with counts if they differ."""
+    return ", ".join(f"{n} {v}" if len(verdicts) > 1 else v for v, n in sorted(verdicts.items()))
+
+
+def drift_text(study: StudyResult, quantity: str) -> str | None:
+    """The last cycle against the first, over all configurations; None if it was not computed."""
+    comparison = next((c for c in study.comparisons if c.quantity == quantity), None)
+    drift = comparison.drift if comparison else None
+    if drift is None:
+        return None
+    text = f"Cycle {drift.to_cycle} against cycle {drift.from_cycle}, all configurations: {_change(drift.ratio)}"
+    if drift.low is not None and drift.high is not None:
+        text += f" (95 %: {_change(drift.low)} to {_change(drift.high)})"
+    return f"{text}."
+
+
+def _change(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.2f} %".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,46 @@
+"""Numbers, counts and durations as people read them: the same on the terminal and on a page."""
+
+import math
+
+DASH = "-"
+_PLAIN_FROM, _PLAIN_WIDTH_FROM = 1e-4, 1e-8
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with that many significant digits, no exponent in the usual range; a dash for None."""
+    if value is None:
+        return DASH
+    if value == 0 or _PLAIN_FROM <= abs(value) < 1e7:
+        text = f"{value:.{digits}g}"
+        return f"{value:.0f}" if "e" in text else text
+    return f"{value:.{digits - 1}e}"
+
+
+def plus_minus(value: float | None, half_width: float | None) -> str:
+    """A number with its uncertainty, if there is one: 1.234 ± 0.012."""
+    if value is None or half_width is None:
+        return number(value)
+    width = number(half_width, 2)
+    if (
+        "e" in width and abs(value) >= _PLAIN_FROM and half_width >= _PLAIN_WIDTH_FROM
+    ):  # beside a plain number, a plain width
+        width = f"{half_width:.{1 - math.floor(math.log10(half_width))}f}"
+    return f"{number(value)} ± {width}"
+
+
+def percent(fraction: float) -> str:
+    """A fraction in per cent with two significant digits."""
+    return f"{number(100 * fraction, 2)} %"
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: 1 run, 2 runs."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
