@@ -26,6 +26,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         "XDG_CONFIG_HOME": ".config",
         "XDG_CACHE_HOME": ".cache",
         "HF_HOME": ".hf",
+        "LLEM_LOCK_DIR": "locks",
     }.items():
         monkeypatch.setenv(name, str(home / folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

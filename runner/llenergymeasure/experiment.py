@@ -16,17 +16,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llenergymeasure import ending, store
+from llenergymeasure import ending, leash, store
 from llenergymeasure.assignment import Assignment, read_assignment
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import ConfigError, ResultStoreError, TerminatedError, run_exit_code
 from llenergymeasure.core.resources import boolean_n
 from llenergymeasure.core.termination import TerminationRecord
 from llenergymeasure.handover import Handover
-from llenergymeasure.launch import encode, send
 from llenergymeasure.loaders import Document, experiment_from, read_document
 from llenergymeasure.measure import Measured, measure
 from llenergymeasure.report import error_text
+from llenergymeasure.result_message import encode, send
 from llenergymeasure.user_config import load_user_config
 from llenergymeasure.yaml_reading import parse_yaml
 
@@ -46,6 +46,8 @@ class Destination:
 def run_as_child(config: Path | None, to: Destination) -> int:
     """Measure one experiment, hand its result over, and give the exit code; errors become an event and a message."""
     signal.signal(signal.SIGTERM, _stop)
+    leash.tie_to_parent(os.environ)
+    _keep_to_itself(to.descriptor)
     phase: list[str] = ["start"]
     handover: Handover | None = None
 
@@ -75,6 +77,13 @@ def _duty(to: Destination) -> Assignment | None:
     if to.run_uri is not None:
         raise ConfigError("--run-uri goes with neither --result nor --result-fd; name one place")
     return None
+
+
+def _keep_to_itself(descriptor: int | None) -> None:
+    """Let no program that an engine starts inherit the result's pipe: it would keep it open."""
+    if descriptor is not None:
+        with contextlib.suppress(OSError):  # not open: told when the result cannot be handed over
+            os.set_inheritable(descriptor, False)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

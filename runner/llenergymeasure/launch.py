@@ -1,45 +1,34 @@
-"""Starts one run as a fresh process group and brings its result back: through a pipe, or a file when it is large.
+"""Starts one run as a fresh process group and brings its result back, whatever the child does.
 
 The child is `llem experiment`. Its stderr carries one JSON line per event; anything else there is kept for the error.
+It ends with this process (see leash), and nothing of it is left when `run_in_subprocess` is over.
 """
 
 import contextlib
-import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from io import FileIO
 
-from pydantic import ValidationError
-
+from llenergymeasure import leash
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import ExperimentError, PhaseTimeoutError
-from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.listening import Listener, OnEvent
 from llenergymeasure.measure import Measured
+from llenergymeasure.memory_kills import MemoryKills, count_memory_kills, killed_since
+from llenergymeasure.process_group import MARK, kill_group, kill_marked, stop_group
+from llenergymeasure.result_message import decode, measured_of
 
 MAX_ENVIRONMENT_BYTES = 120 * 1024  # one environment string may be 128 KiB on Linux
-MAX_PIPE_BYTES = 1_000_000
-GRACE_S = 2.0  # between SIGTERM and SIGKILL
-TAIL_LINES = 20
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long a run may take, s."""
-
-    experiment_s: float  # from the start of phase load to the result
-    phases_s: Mapping[str, float] = field(default_factory=dict)  # of these phases alone, by name
-
-
-OnEvent = Callable[[dict[str, Any]], None]
+END_GRACE_S = 10.0  # from the result to the end of the process
+_ASK_EVERY_S = 0.2
+_UNLIMITED_PHASES = ("download",)  # as long as a model is large; execution.phase_timeouts limits it
 
 
 class RunFailedError(ExperimentError):
@@ -50,45 +39,13 @@ class RunFailedError(ExperimentError):
         self.error_type, self.phase = error_type, phase
 
 
-@dataclass
-class _Child:
-    """What is heard from a running child."""
+@dataclass(frozen=True)
+class Limits:
+    """How long a run may take, s."""
 
-    process: subprocess.Popen[bytes]
-    on_event: OnEvent
-    phase: str | None = None
-    load_began_s: float | None = None
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
-    received: bytes = b""
-
-    def hear(self, stream: IO[bytes]) -> None:
-        """Read stderr to its end: events are passed on, other lines kept."""
-        for raw in stream:
-            line = raw.decode("utf-8", errors="replace").rstrip()
-            event = _event(line)
-            if event is None:
-                self.tail.append(line)
-                continue
-            if event.get("event") == "phase":
-                self.phase = str(event.get("phase"))
-                if self.phase == "load":
-                    self.load_began_s = time.monotonic()
-            self.on_event(event)
-
-    def receive(self, descriptor: int) -> None:
-        """Read the result pipe to its end."""
-        with os.fdopen(descriptor, "rb") as pipe:
-            self.received = pipe.read()
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    if not line.startswith("{"):
-        return None
-    try:
-        data = json.loads(line)
-    except ValueError:
-        return None
-    return data if isinstance(data, dict) and "event" in data else None
+    experiment_s: float  # from the start of phase load to the result
+    phases_s: Mapping[str, float] = field(default_factory=dict)  # of these phases alone, by name
+    before_load_s: float = 3600.0  # of each phase before load, but a download: none of them is long, yet each may hang
 
 
 def run_in_subprocess(
@@ -101,149 +58,177 @@ def run_in_subprocess(
 ) -> Measured:
     """Measure one experiment in a process of its own.
 
+    A result that has arrived counts, whatever becomes of the process afterwards.
+
     Args:
         config: What to measure.
         limits: How long it may take.
-        on_event: Receives the child's progress events.
+        on_event: Receives the child's progress events, on another thread.
         variables: Further environment (study, index, cycle, attempt).
         keep_open: Descriptors that the child inherits: locks that live as long as it does.
 
     Raises:
-        RunFailedError: The child ended without a result.
+        RunFailedError: The child ended without a result. Of its types, `ProcessDied`, `Killed` (SIGKILL from
+            elsewhere), `OutOfMemory` (the kernel's) and `NotStarted` are ours, all others the child's.
         PhaseTimeoutError: It took too long; its whole process group was killed.
 
     """
     text = config.model_dump_json(exclude_unset=True, exclude_none=True)
-    environment = {**os.environ, **(variables or {}), "LLEM_EXPERIMENT": text}
     if len(text.encode()) > MAX_ENVIRONMENT_BYTES:
         raise ExperimentError(
             f"the configuration is larger than {MAX_ENVIRONMENT_BYTES:,} bytes; shorten passthrough_kwargs"
         )
-    reader, writer = os.pipe()
+    kills, token = count_memory_kills(), secrets.token_hex(16)
+    environment = {**os.environ, **(variables or {}), "LLEM_EXPERIMENT": text, MARK: token}
+    heard = Listener(on_event)
+    with _process(environment, keep_open, heard) as process:
+        died = _wait(process, heard, limits)
+    return _outcome(heard, process.returncode if died else None, kills)
+
+
+@contextlib.contextmanager
+def _process(
+    environment: Mapping[str, str], keep_open: Sequence[int], heard: Listener
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that is listened to; afterwards nothing of it is left, workers that outlived it included."""
     process: subprocess.Popen[bytes] | None = None
-    threads: list[threading.Thread] = []
+    with contextlib.ExitStack() as ends:  # file objects: closing one twice is harmless, whenever Ctrl-C comes
+        reader, writer, held, _leash_end = (ends.enter_context(end) for end in (*_pipe(), *_pipe()))
+        try:
+            with _interrupt_held_back():
+                inherited = (held.fileno(), *keep_open)
+                process = _start({**environment, leash.VARIABLE: str(held.fileno())}, writer.fileno(), inherited)
+            writer.close()
+            heard.start(process.stderr, reader)
+            yield process
+        finally:
+            if process is not None:
+                stop_group(process)
+                kill_marked(environment[MARK])
+                heard.join()
+
+
+def _pipe() -> tuple[FileIO, FileIO]:
+    """Both ends of a pipe, inherited by nobody who is not told so."""
+    reader, writer = os.pipe()
+    return FileIO(reader, "rb"), FileIO(writer, "wb")
+
+
+def _start(environment: Mapping[str, str], writer: int, inherited: Sequence[int]) -> subprocess.Popen[bytes]:
     try:
-        with _interrupt_held_back():
-            process = _start(environment, (writer, *keep_open))
-        os.close(writer)
-        child = _Child(process, on_event)
-        for listen, source in ((child.receive, reader), (child.hear, process.stderr)):
-            thread = threading.Thread(target=listen, args=(source,), daemon=True)
-            thread.start()
-            threads.append(thread)
-        _wait(child, limits.experiment_s)
-    finally:
-        if process is not None:
-            stop_group(process)  # also workers that outlived their parent
-        for thread in threads:
-            thread.join(timeout=10)
-    return _outcome(child)
-
-
-def _start(environment: Mapping[str, str], inherited: Sequence[int]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "llenergymeasure.cli", "experiment", "--result-fd", str(inherited[0])],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        pass_fds=inherited,
-        start_new_session=True,  # a group of its own, so that workers of the engine can be killed with it
-    )
+        return subprocess.Popen(
+            [sys.executable, "-m", "llenergymeasure.cli", "experiment", "--result-fd", str(writer)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(writer, *inherited),
+            start_new_session=True,  # a group of its own, so that workers of the engine can be killed with it
+        )
+    except OSError as err:
+        raise RunFailedError(
+            f"no process could be started: {err.strerror}", error_type="NotStarted", phase=None
+        ) from err
 
 
 @contextlib.contextmanager
 def _interrupt_held_back() -> Iterator[None]:
-    """Hold Ctrl-C back while a child is being started: for a moment nobody would know of it, nor end it."""
+    """Hold back signals that would raise here while a child is being started: nobody would know of it, nor end it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handled = {n: handler for n, handler in before.items() if callable(handler)}
+    for each in handled:
+        signal.signal(each, lambda number, _frame: held.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in handled.items():
+            signal.signal(each, handler)
         for number in held[:1]:
             signal.raise_signal(number)
 
 
-def _wait(child: _Child, timeout_s: float) -> None:
+def _wait(process: subprocess.Popen[bytes], heard: Listener, limits: Limits) -> bool:
+    """Wait until the child is over; give whether it ended by itself. Raises PhaseTimeoutError."""
+    grace_until_s: float | None = None
     while True:
         try:
-            child.process.wait(timeout=0.2)
+            process.wait(timeout=_ASK_EVERY_S)
         except subprocess.TimeoutExpired:
-            began_s = child.load_began_s
-            if began_s is not None and time.monotonic() - began_s > timeout_s:
-                raise PhaseTimeoutError(
-                    f"no result {timeout_s:g} s after the engine began to load; it was in phase {child.phase}; "
-                    "raise execution.experiment_timeout_seconds"
-                ) from None
+            now_s = time.monotonic()
+            if not heard.complete.is_set():
+                _check(heard, limits, now_s)
+            elif grace_until_s is None:
+                grace_until_s = now_s + END_GRACE_S
+            elif now_s > grace_until_s:
+                kill_group(process)  # hung after its last word: a stuck worker, a native thread
+                return False
         else:
-            return
+            return True
 
 
-def stop_group(process: subprocess.Popen[bytes]) -> None:
-    """End a child's whole process group: SIGTERM to a running child, 2 s, then SIGKILL to all that is left."""
-    try:
-        if process.poll() is None:
-            _signal_group(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=GRACE_S)
-    finally:  # also when a second Ctrl-C ends the wait
-        _signal_group(process.pid, signal.SIGKILL)
-        process.wait()
+def _check(heard: Listener, limits: Limits, now_s: float) -> None:
+    phase, in_phase_s = heard.phase, now_s - heard.phase_began_s
+    limit_s = limits.phases_s.get(phase or "")
+    if limit_s is not None and in_phase_s > limit_s:
+        raise PhaseTimeoutError(
+            f"phase {phase} took longer than {limit_s:g} s; raise execution.phase_timeouts.{phase}", phase=phase
+        )
+    if heard.load_began_s is None:
+        if phase not in _UNLIMITED_PHASES and in_phase_s > limits.before_load_s:
+            where = f"phase {phase}" if phase else "the start of the process"
+            text = f"{where} took longer than {limits.before_load_s:g} s, though the engine was not even loaded"
+            raise PhaseTimeoutError(text, phase=phase)
+    elif now_s - heard.load_began_s > limits.experiment_s:
+        raise PhaseTimeoutError(
+            f"no result {limits.experiment_s:g} s after the engine began to load; it was in phase {phase}; "
+            "raise execution.experiment_timeout_seconds",
+            phase=phase,
+        )
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # nobody is left in the group
-        os.killpg(group, number)
-
-
-def _outcome(child: _Child) -> Measured:
-    message = decode(child.received)
+def _outcome(heard: Listener, code: int | None, kills: MemoryKills) -> Measured:
+    """The result, or the error that the child told, or what can be said of its end; `code` None: we have killed it."""
+    message = decode(bytes(heard.received))
     if "result" in message:
         try:
-            result = ExperimentResult.model_validate(message["result"])
-        except ValidationError as err:
-            text = f"the process sent a result that cannot be read: {err.error_count()} fields are missing or wrong"
-            raise RunFailedError(text, error_type="ProcessDied", phase=child.phase) from err
-        return Measured(result, message.get("series", []), message.get("raw"))
+            return measured_of(message)
+        except ValueError as err:
+            text = f"the process sent a result that cannot be read: {err}"
+            raise RunFailedError(text, error_type="ProcessDied", phase=heard.phase) from err
     error = message.get("error")
     if isinstance(error, dict):
         text = f"{error.get('message')} (in phase {error.get('phase')})"
-        raise RunFailedError(text, error_type=str(error.get("type")), phase=error.get("phase"))
-    code = child.process.returncode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no result"
-    tail = "".join(f"\n    {line}" for line in child.tail)
-    raise RunFailedError(f"the process {how} in phase {child.phase}{tail}", error_type="ProcessDied", phase=child.phase)
+        raise RunFailedError(text, error_type=str(error.get("type")), phase=_words(error.get("phase")))
+    error_type, why = _death(code, heard.phase, kills)
+    sent = f"; the {len(heard.received):,} bytes that it sent cannot be read" if heard.received else ""
+    tail = "".join(f"\n    {line}" for line in heard.tail)
+    raise RunFailedError(f"the process {why}{sent}{tail}", error_type=error_type, phase=heard.phase)
 
 
-def decode(received: bytes) -> dict[str, Any]:
-    """The child's message, read from its file if it was too large for the pipe; empty if it is none."""
+def _words(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _death(code: int | None, phase: str | None, kills: MemoryKills) -> tuple[str, str]:
+    """Type and words of an end without a result."""
+    if code is None:
+        return "ProcessDied", f"closed its pipe without a result in phase {phase} and did not end; it was killed"
+    if code >= 0:
+        return "ProcessDied", f"ended with exit code {code} and no result in phase {phase}"
+    text = f"was killed by {_signal_name(-code)} in phase {phase}"
+    if code != -signal.SIGKILL:
+        return "ProcessDied", text
+    if where := killed_since(kills, count_memory_kills()):
+        return "OutOfMemory", f"{text}: the kernel ran out of memory {where}; use less host memory, or allow more"
+    return "Killed", f"{text}, not by llem: by a person, a scheduler, or a kernel out of memory (see dmesg)"
+
+
+def _signal_name(number: int) -> str:
     try:
-        message = json.loads(received)
-        if isinstance(message, dict) and "path" in message:
-            path = Path(message["path"])
-            message = json.loads(path.read_bytes())
-            path.unlink()
-    except (ValueError, OSError, TypeError):
-        return {}
-    return message if isinstance(message, dict) else {}
-
-
-def encode(measured: Measured) -> bytes:
-    """The message of a result."""
-    body = {"result": json.loads(measured.result.to_json()), "series": measured.series, "raw": measured.raw}
-    return json.dumps(body, allow_nan=False).encode()
-
-
-def send(descriptor: int, message: bytes) -> None:
-    """Write a message to a descriptor; a large one goes into a file whose path is sent instead."""
-    if len(message) > MAX_PIPE_BYTES:
-        handle, path = tempfile.mkstemp(prefix="llem-result-", suffix=".json")
-        with os.fdopen(handle, "wb") as file:
-            file.write(message)
-        message = json.dumps({"path": path}).encode()
-    with os.fdopen(descriptor, "wb") as pipe:
-        pipe.write(message)
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"

@@ -35,6 +35,7 @@ class Gpu:
     temperature_c: int = 55
     memory_mb: int = 81559
     used_mb: int = 1024
+    pids: list[int] = field(default_factory=list)  # of processes that compute on it
     utilisation_pct: int = 97
     clocks_mhz: dict[str, int] = field(default_factory=lambda: {"sm": 1755, "mem": 2619})
     capability: tuple[int, int] = (9, 0)

@@ -1,9 +1,12 @@
 """Fixtures of the study tests: studies run in this process, their runs in processes of their own."""
 
+from pathlib import Path
+
 import pytest
 
 from cli.process import FAST, over
 from llenergymeasure import ExperimentConfig
+from study.stand_in import Child
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +19,9 @@ def _children_keep_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 def fast() -> ExperimentConfig:
     """An experiment of the pretended engine that takes milliseconds once its process is up."""
     return ExperimentConfig(**over(FAST))
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
+    """A stand-in child; tell it what it does."""
+    return Child(tmp_path, monkeypatch)

@@ -14,117 +14,10 @@ from typing import Any
 import pytest
 
 from cli.process import FAST, NEVER_ENDING, alive, over, wait_until
-from llenergymeasure import ExperimentConfig, launch
-from llenergymeasure.core.errors import ExperimentError, PhaseTimeoutError
+from llenergymeasure import ExperimentConfig, launch, process_group, result_message
+from llenergymeasure.core.errors import ExperimentError
 from llenergymeasure.launch import RunFailedError
-from llenergymeasure.measure import Measured
-
-STAND_IN = """#!{python}
-import ctypes, json, os, signal, subprocess, sys, time
-descriptor = int(sys.argv[sys.argv.index("--result-fd") + 1])
-
-def phase(name):
-    print(json.dumps({{"event": "phase", "phase": name, "t_s": 0, "done": 0, "total": 1}}), file=sys.stderr, flush=True)
-
-def send(data):
-    with os.fdopen(descriptor, "wb") as pipe:
-        pipe.write(data)
-
-def worker():
-    child = subprocess.Popen(["sleep", "600"], pass_fds=(descriptor,))
-    open({notes!r}, "a").write(f"{{child.pid}}\\n")
-
-open({notes!r}, "a").write(f"{{os.getpid()}}\\n")
-{body}
-"""
-
-
-class Child:
-    """A stand-in for `llem experiment`: a real process that runs `body`; `pids` are its own and its workers'."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._folder, self._monkeypatch = folder, monkeypatch
-        self._notes = folder / "pids"
-
-    def does(self, body: str) -> None:
-        """Make every child of `launch` this script."""
-        script = self._folder / "child.py"
-        script.write_text(STAND_IN.format(python=sys.executable, notes=str(self._notes), body=body))
-        script.chmod(0o755)
-        self._monkeypatch.setattr(sys, "executable", str(script))
-
-    @property
-    def pids(self) -> list[int]:
-        """All processes that the child has noted."""
-        return [int(line) for line in self._notes.read_text().split()]
-
-
-@pytest.fixture
-def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
-    """A stand-in child; tell it what it does."""
-    return Child(tmp_path, monkeypatch)
-
-
-def run(config: ExperimentConfig, *, timeout_s: float = 60, events: list[dict[str, Any]] | None = None) -> Measured:
-    """Run one experiment as a study does."""
-    heard = events if events is not None else []
-    return launch.run_in_subprocess(config, limits=launch.Limits(timeout_s), on_event=heard.append)
-
-
-DEATHS = [
-    pytest.param(
-        'phase("window"); os.kill(os.getpid(), signal.SIGKILL)', ["killed by SIGKILL", "phase window"], id="SIGKILL"
-    ),
-    pytest.param('phase("load"); ctypes.string_at(0)', ["killed by SIGSEGV", "phase load"], id="segmentation fault"),
-    pytest.param('phase("warmup"); os.abort()', ["killed by SIGABRT", "phase warmup"], id="abort"),
-    pytest.param(
-        'phase("result"); sys.exit(0)', ["exit code 0 and no result", "phase result"], id="exit 0 without a result"
-    ),
-    pytest.param(
-        'phase("load"); print("CUDA driver version is insufficient", file=sys.stderr); sys.exit(3)',
-        ["exit code 3", "phase load", "CUDA driver version is insufficient"],
-        id="exit code and a message on stderr",
-    ),
-    pytest.param(
-        'phase("load"); sys.stderr.buffer.write(b"\\xff\\xfe{\\n{broken json\\n[1]\\n"); sys.exit(1)',
-        ["{broken json", "phase load"],
-        id="garbage on stderr",
-    ),
-    pytest.param(
-        'phase("result"); send(b"\\x00\\xff not json")', ["no result", "phase result"], id="garbage on the pipe"
-    ),
-    pytest.param('phase("result"); send(b"[1, 2]")', ["no result", "phase result"], id="a list on the pipe"),
-    pytest.param(
-        'phase("result"); send(json.dumps({"result": {"model": "m"}}).encode())',
-        ["cannot be read", "wrong"],
-        id="half a result",
-    ),
-    pytest.param(
-        'phase("result"); send(b\'{"result": {"energy_total_j": NaN}}\')', ["cannot be read"], id="a result with NaN"
-    ),
-    pytest.param(
-        'phase("result"); send(b\'{"result": {"model"\'); os.kill(os.getpid(), 9)',
-        ["SIGKILL", "phase result"],
-        id="killed while it sends",
-    ),
-    pytest.param('phase("result"); send(b\'{"path": "/no/such/file"}\')', ["no result"], id="path of no file"),
-    pytest.param('phase("result"); send(b\'{"path": 5}\')', ["no result"], id="path that is none"),
-]
-
-
-@pytest.mark.parametrize(("body", "says"), DEATHS)
-def test_dead_child_is_an_error_with_type_and_phase(
-    child: Child, fast: ExperimentConfig, body: str, says: list[str]
-) -> None:
-    """However a child dies, the error says how and in which phase, with its last words."""
-    child.does(body)
-
-    with pytest.raises(RunFailedError) as caught:
-        run(fast)
-
-    assert caught.value.error_type == "ProcessDied"
-    assert [text for text in says if text not in str(caught.value)] == [], str(caught.value)
-    assert not any(map(alive, child.pids))
+from study.stand_in import Child, run
 
 
 def test_error_that_the_child_reports_keeps_its_type_and_phase(child: Child, fast: ExperimentConfig) -> None:
@@ -137,35 +30,6 @@ def test_error_that_the_child_reports_keeps_its_type_and_phase(child: Child, fas
 
     assert (caught.value.error_type, caught.value.phase) == ("OutOfMemoryError", "load")
     assert str(caught.value) == "2 GB more are needed (in phase load)"
-
-
-@pytest.mark.parametrize(
-    "habit",
-    [
-        pytest.param("", id="hears SIGTERM"),
-        pytest.param("signal.signal(signal.SIGTERM, signal.SIG_IGN)", id="ignores SIGTERM"),
-    ],
-)
-def test_hanging_child_is_killed_with_its_whole_group(child: Child, fast: ExperimentConfig, habit: str) -> None:
-    """After the timeout the error names the phase, and no process of the group is left, workers included."""
-    child.does(f'{habit}\nworker(); phase("load"); phase("window"); time.sleep(600)')
-    began_s = time.monotonic()
-
-    with pytest.raises(PhaseTimeoutError, match=r"0\.5 s .* in phase window") as caught:
-        run(fast, timeout_s=0.5)
-
-    assert "execution.experiment_timeout_seconds" in str(caught.value)
-    assert time.monotonic() - began_s < 15
-    assert len(child.pids) == 2
-    wait_until(lambda: not any(map(alive, child.pids)), limit_s=5)
-
-
-def test_timeout_counts_from_the_engines_load(child: Child, fast: ExperimentConfig) -> None:
-    """A slow download does not use up the experiment's time: the clock starts when the engine loads."""
-    child.does('phase("download"); time.sleep(1.5); phase("load"); phase("window"); sys.exit(0)')
-
-    with pytest.raises(RunFailedError, match="no result"):  # not a timeout
-        run(fast, timeout_s=1.0)
 
 
 def test_worker_that_outlives_its_parent_is_killed(child: Child, fast: ExperimentConfig) -> None:
@@ -181,14 +45,47 @@ def test_worker_that_outlives_its_parent_is_killed(child: Child, fast: Experimen
     wait_until(lambda: not any(map(alive, child.pids)), limit_s=5)
 
 
+def test_worker_that_left_the_group_is_killed(child: Child, fast: ExperimentConfig) -> None:
+    """A worker that made itself a session of its own is found by what it has inherited, and so are its children."""
+    child.does("""
+shell = f"sleep 600 & echo $! >> {notes}; wait"
+worker = subprocess.Popen(["sh", "-c", shell], start_new_session=True, pass_fds=(descriptor,))
+open(notes, "a").write(f"{worker.pid}\\n")
+while open(notes).read().count("\\n") < 3:
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+""")
+    began_s = time.monotonic()
+
+    with pytest.raises(RunFailedError, match="SIGKILL"):
+        run(fast)
+
+    assert time.monotonic() - began_s < 8
+    assert len(child.pids) == 3
+    assert not any(map(alive, child.pids))
+
+
+def test_other_runs_are_left_alone(child: Child, fast: ExperimentConfig) -> None:
+    """What ends a run's leftovers spares every process that is not of this run."""
+    other = subprocess.Popen(["sleep", "600"], env={**os.environ, process_group.MARK: "of another run"})
+    child.does("worker(); sys.exit(1)")
+
+    with pytest.raises(RunFailedError):
+        run(fast)
+
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
 def test_result_fills_the_pipe_before_the_child_ends() -> None:
     """A result many times the pipe's 64 KiB arrives whole: the parent reads while the child lives."""
     text = {"max_output_tokens": 1500, "output": {"save_text": True}, "synthetic": {"decode_ms_per_step": 0}}
 
     measured = run(ExperimentConfig(**over(FAST, text, {"n": 40})))
 
-    size = len(launch.encode(measured))
-    assert 4 * 65_536 < size < launch.MAX_PIPE_BYTES
+    size = len(result_message.encode(measured))
+    assert 4 * 65_536 < size < result_message.MAX_PIPE_BYTES
     assert len(measured.result.texts or []) == 40
 
 
@@ -204,7 +101,7 @@ def test_result_above_a_megabyte_comes_through_a_file_that_is_gone_afterwards(
 
     measured = run(ExperimentConfig(**body))
 
-    assert len(launch.encode(measured)) > launch.MAX_PIPE_BYTES
+    assert len(result_message.encode(measured)) > result_message.MAX_PIPE_BYTES
     assert len(measured.result.texts or []) == 100
     assert list(tmp_path.iterdir()) == []
 
@@ -232,14 +129,6 @@ def children() -> list[int]:
     for task in Path("/proc/self/task").iterdir():
         found += [int(p) for p in (task / "children").read_text().split()]
     return [p for p in found if b"llenergymeasure.cli" in Path(f"/proc/{p}/cmdline").read_bytes()]
-
-
-def test_real_hang_is_a_timeout_in_its_phase() -> None:
-    """An experiment that takes longer than its limit is stopped, and the error names the phase."""
-    slow = ExperimentConfig(**over(FAST, NEVER_ENDING))
-
-    with pytest.raises(PhaseTimeoutError, match="in phase warmup"):
-        run(slow, timeout_s=0.3)
 
 
 def test_events_arrive_while_the_child_runs(child: Child, fast: ExperimentConfig, tmp_path: Path) -> None:
@@ -338,6 +227,42 @@ def test_interrupt_while_a_child_is_started_leaves_no_child(tmp_path: Path) -> N
     assert left == []
 
 
+def test_child_inherits_what_is_to_be_kept_open(child: Child, fast: ExperimentConfig, tmp_path: Path) -> None:
+    """Descriptors of locks are open in the child under the same numbers, and still closed to other programs here."""
+    told = tmp_path / "told"
+    with (tmp_path / "lock").open("w") as lock:
+        child.does(f"open({str(told)!r}, 'w').write(os.readlink('/proc/self/fd/{lock.fileno()}'))")
+
+        with pytest.raises(RunFailedError):
+            launch.run_in_subprocess(fast, limits=launch.Limits(60), on_event=print, keep_open=(lock.fileno(),))
+
+        assert told.read_text() == lock.name
+        assert not os.get_inheritable(lock.fileno())
+
+
+def test_listener_that_fails_does_not_harm_the_run() -> None:
+    """Progress that cannot be shown, such as on a closed terminal, costs no measurement and blocks no pipe."""
+
+    def broken(event: dict[str, Any]) -> None:
+        raise OSError(5, "the terminal is gone")
+
+    measured = launch.run_in_subprocess(ExperimentConfig(**FAST), limits=launch.Limits(60), on_event=broken)
+
+    assert measured.result.output_tokens == 8
+
+
+def test_process_that_cannot_be_started_is_a_failed_run(
+    fast: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an interpreter, or without memory to fork, the run has failed like any other."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+
+    with pytest.raises(RunFailedError, match="no process could be started: No such file") as caught:
+        run(fast)
+
+    assert (caught.value.error_type, caught.value.phase) == ("NotStarted", None)
+
+
 def test_configuration_too_large_for_the_environment_is_refused_by_name(fast: ExperimentConfig) -> None:
     """Above 120 KiB the kernel would refuse the process; the error names what to shorten."""
     huge = fast.model_copy(update={"passthrough_kwargs": {"x": "y" * 130_000}})
@@ -366,8 +291,8 @@ def test_stopping_a_group_twice_is_harmless() -> None:
     """The group of a child that is long gone can be stopped again."""
     process = subprocess.Popen(["sleep", "600"], start_new_session=True)
 
-    launch.stop_group(process)
-    launch.stop_group(process)
+    process_group.stop_group(process)
+    process_group.stop_group(process)
 
     assert process.returncode == -signal.SIGTERM
     assert not alive(process.pid)
@@ -376,6 +301,6 @@ def test_stopping_a_group_twice_is_harmless() -> None:
 def test_decode_gives_nothing_for_what_is_no_message() -> None:
     """Whatever bytes arrive, decoding gives a mapping."""
     cases: list[bytes] = [b"", b"null", b"7", b'"text"', b"{", b"\xff", b'{"path": null}', b'{"path": "/"}']
-    decode: Callable[[bytes], dict[str, Any]] = launch.decode
+    decode: Callable[[bytes], dict[str, Any]] = result_message.decode
 
     assert [decode(c) for c in cases] == [{}] * len(cases)

@@ -93,9 +93,13 @@ class ResultStoreError(ExperimentError):
 
 
 class PhaseTimeoutError(ExperimentError):
-    """A phase took longer than its limit."""
+    """A phase took longer than its limit; `phase` names it, None before the first one."""
 
     run_exit_code = 18
+
+    def __init__(self, message: str, *, phase: str | None = None) -> None:
+        super().__init__(message)
+        self.phase = phase
 
 
 class TerminatedError(ExperimentError):

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 _HERE = Path(__file__).resolve().parent
@@ -137,7 +138,7 @@ _SENSORS: dict[str, Callable[..., Any]] = {
     "nvmlDeviceGetCudaComputeCapability": lambda g: tuple(g["capability"]),
     "nvmlDeviceGetArchitecture": lambda _g: NVML_DEVICE_ARCH_HOPPER,  # type: ignore[name-defined]  # noqa: F821
     "nvmlDeviceGetComputeMode": lambda _g: 0,
-    "nvmlDeviceGetComputeRunningProcesses": lambda _g: [],
+    "nvmlDeviceGetComputeRunningProcesses": lambda g: [SimpleNamespace(pid=p) for p in g["pids"]],
     "nvmlDeviceGetGraphicsRunningProcesses": lambda _g: [],
 }
 globals().update({name: _sensor(name, read) for name, read in _SENSORS.items()})
