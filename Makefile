@@ -38,11 +38,12 @@ lint: setup ## format, lint, types, import contracts, generated files, chart
 		if test -x "$$helm"; then "$$helm" lint --strict --quiet helm/llenergymeasure; fi
 
 check: lint ## fast inner loop: lint and the pure tests
-	@$(BIN)/pytest -n 2 -m "not model and not gpu and not cluster and not live and not slow" \
+	@$(BIN)/pytest -n 2 -m "not model and not gpu and not cluster and not live and not slow and not browser" \
 		tests/core tests/cli tests/house tests/operator
 
 test: lint ## all tests that can run on this machine, those on a real Kubernetes last
 	@$(BIN)/python tools/model_cache.py
+	@$(BIN)/python tools/browser.py
 	@$(BIN)/pytest -n 2 --dist loadscope -m "not gpu and not cluster and not live" tests
 	@$(MAKE) --no-print-directory test-cluster
 

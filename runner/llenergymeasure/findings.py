@@ -163,6 +163,8 @@ def headline(told: Sequence[Told]) -> Headline:
 def _nothing(told: Sequence[Told]) -> str:
     runs = sum(t.study.summary.get("runs", 0) for t in told)
     failed = sum(len(t.study.failed) for t in told)
+    if not failed:
+        return f"Nothing was measured yet: none of {counted(runs, 'run')} has a result"
     return f"Nothing was measured: {failed} of {counted(runs, 'run')} failed"
 
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 from llenergymeasure.core.errors import BackendMissingError
 from llenergymeasure.picture_data import Dot, Drift, Frontier, Trace
-from llenergymeasure.wording import number
+from llenergymeasure.wording import number, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +52,8 @@ _STYLE: dict[str, Any] = {
     "ytick.major.size": 3,
     "axes.unicode_minus": True,
 }
+
+_LEAST_DRIFT_PERCENT = 0.1  # half-height of the picture of drift at least: less is no drift to look at
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def draw_dots(dots: Sequence[Dot], unit: str, *, limits: tuple[float, float]) ->
                 axes.plot(ends, [row, row], color=colour, linewidth=1.6, gid=f"bar-{dot.rank}", zorder=3)
             axes.plot([dot.mean], [row], "o", color=colour, markersize=5.5, gid=f"dot-{dot.rank}", zorder=4)
             axes.annotate(
-                f"{dot.rank}  {dot.label}", (0, row), xycoords=("axes fraction", "data"), xytext=(0, 7.5),
+                printable(f"{dot.rank}  {dot.label}"), (0, row), xycoords=("axes fraction", "data"), xytext=(0, 7.5),
                 textcoords="offset points", color=colour, annotation_clip=False,
             )  # fmt: skip
             axes.annotate(
@@ -216,7 +218,7 @@ def draw_drift(drift: Drift) -> "Figure":
             [p.time for p in means], [p.percent for p in means], "o-", color=ACCENT, markersize=6, linewidth=1.3,
             gid="cycles", zorder=3,
         )  # fmt: skip
-        largest = max(abs(p.percent) for p in drift.points) or 1.0
+        largest = max(_LEAST_DRIFT_PERCENT, *(abs(p.percent) for p in drift.points))
         axes.set(
             xlabel=f"start of the run, {drift.time_unit}",
             ylabel="% from the mean",
@@ -233,8 +235,7 @@ def svg(figure: "Figure", name: str, title: str, description: str) -> str:
 
         mpl.rcParams["svg.hashsalt"] = name
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    # What control characters in a name would break is taken out: XML has no place for them.
-    root = ET.fromstring(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue()))  # noqa: S314  (matplotlib's)
+    root = ET.fromstring(printable(buffer.getvalue()))  # noqa: S314  (matplotlib's)
     for child in [c for c in root if c.tag.endswith("metadata")]:
         root.remove(child)
     for element in root.iter():
@@ -242,12 +243,11 @@ def svg(figure: "Figure", name: str, title: str, description: str) -> str:
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-labelledby": f"{name}-title {name}-desc"}
     for tag, text in (("desc", description), ("title", title)):
         element = ET.Element(tag, {"id": f"{name}-{tag}"})
-        element.text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+        element.text = printable(text)
         root.insert(0, element)
     return ET.tostring(root, encoding="unicode")
 
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _COLOUR = re.compile("|".join(_VARIABLES))
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 

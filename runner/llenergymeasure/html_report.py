@@ -23,9 +23,9 @@ from llenergymeasure.html_pictures import (
 from llenergymeasure.picture_data import Trace, brief_names, dot, drift, frontier, limits, trace
 from llenergymeasure.store import write_atomically
 from llenergymeasure.stored_study import Rebuilt, read_series
-from llenergymeasure.wording import DASH, counted, number
+from llenergymeasure.wording import DASH, counted, number, printable
 
-DOTS_PER_PICTURE = 40
+DOTS_PER_PICTURE = 24
 TRACES_SHOWN, TRACES_AT_MOST = 12, 60
 _ENERGY_AXIS = "J per output token"
 _SPEED_AXIS = "output tokens/s"
@@ -107,9 +107,13 @@ def _render(**content: Any) -> str:
         raise BackendMissingError(MISSING_EXTRA.format(name=err.name)) from err
     source = resources.files("llenergymeasure").joinpath("data/report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(source).render(**content)
+
+
+def _printable(value: object) -> object:
+    return printable(value) if type(value) is str else value
 
 
 def _facts(studies: Sequence[Rebuilt]) -> list[str]:
@@ -174,15 +178,15 @@ def _frontiers(order: Sequence[Ranked]) -> list[Picture]:
 
 def _section(rebuilt: Rebuilt, label: str, order: Sequence[Ranked], place: int, head: Headline) -> Section:
     study, results = rebuilt.study, rebuilt.results
-    traces, note = _traces(rebuilt, [r for r in order if r.study == place], place)
+    first, more, note = _traces(rebuilt, [r for r in order if r.study == place], place)
     return Section(
         label=label,
         counts=report_content.counts(study),
         directory=Path(study.directory or "").name,
         drift=_drift(rebuilt, place, head.quantity),
         drift_text=findings.drift_text(study, head.quantity),
-        traces=traces[:TRACES_SHOWN],
-        more_traces=traces[TRACES_SHOWN:],
+        traces=first,
+        more_traces=more,
         traces_note=note,
         warnings=findings.warnings(results),
         method=report_content.method(study, results),
@@ -208,8 +212,8 @@ def _drift(rebuilt: Rebuilt, place: int, quantity: str) -> Picture | None:
     return Picture(svg(draw_drift(found), f"drift-{place}", f"Drift of {unit} over the study", caption), caption)
 
 
-def _traces(rebuilt: Rebuilt, order: Sequence[Ranked], place: int) -> tuple[list[Picture], str]:
-    """Pictures of runs with a power series, the first cycle of each configuration first; and what was left out."""
+def _traces(rebuilt: Rebuilt, order: Sequence[Ranked], place: int) -> tuple[list[Picture], list[Picture], str]:
+    """Traces of each configuration's first cycle, those of the other runs, and a sentence on what was left out."""
     rows, results = {r.index: r for r in rebuilt.manifest.rows}, rebuilt.by_index()
     ranks = {r.experiment.config_hash: r.rank for r in order}
     wanted = sorted(results, key=lambda i: (rows[i].cycle, ranks.get(rows[i].config_hash, 0), i))
@@ -229,7 +233,9 @@ def _traces(rebuilt: Rebuilt, order: Sequence[Ranked], place: int) -> tuple[list
         pictures.append(Picture(picture, f"{caption}: mean {number(mean, 3)} W"))
     left_out = len(wanted) - TRACES_AT_MOST
     note = f"{counted(left_out, 'further run')} not drawn; see each run's timeseries.parquet." if left_out > 0 else ""
-    return pictures, note
+    firsts = sum(rows[i].cycle == _first_cycle(rebuilt, rows[i].config_hash) for i, _ in found)
+    shown = min(TRACES_SHOWN, firsts)
+    return pictures[:shown], pictures[shown:], note
 
 
 def _first_cycle(rebuilt: Rebuilt, config_hash: str) -> int:

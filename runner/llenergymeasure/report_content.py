@@ -24,7 +24,7 @@ from llenergymeasure.wording import DASH, counted, duration_text, number, percen
 
 MOST_FAILURES = 100  # of one study; the CSV has them all
 VARIOUS_AT_MOST = 4  # different values of one fact in one line
-LIBRARIES = ("torch", "transformers", "vllm", "tensorrt-llm", "tensorrt_llm", "zeus", "codecarbon", "nvidia-ml-py")
+OWN_LINE = ("nvidia-", "llenergymeasure")  # beginnings of packages that are not listed: parts of CUDA, and this tool
 
 
 @dataclass(frozen=True)
@@ -246,8 +246,7 @@ def environment(study: StudyResult, results: Sequence[ExperimentResult], tool_ve
     def of(*names: str) -> str:
         return various(" ".join(str(s[n]) for n in names if s.get(n)) for s in snapshots)
 
-    packages = [s.get("packages") or {} for s in snapshots]
-    libraries = [f"{n} {v}" for n in LIBRARIES if (v := various(p.get(n) for p in packages)) != DASH]
+    libraries = _libraries([s.get("packages") or {} for s in snapshots])
     limits = various(
         f"{number(g['power_limit_w'])} W" for s in snapshots for g in s.get("gpus") or () if g.get("power_limit_w")
     )
@@ -257,7 +256,7 @@ def environment(study: StudyResult, results: Sequence[ExperimentResult], tool_ve
         ("driver", of("driver_version")),
         ("CUDA", of("cuda_version")),
         ("engine", various(f"{r.backend} {r.backend_version or ''}".strip() for r in results)),
-        ("libraries", ", ".join(libraries) or DASH),
+        ("libraries", libraries),
         ("CPU", various(_cpu(s) for s in snapshots)),
         ("kernel", of("kernel")),
         ("Python", of("python_version")),
@@ -271,6 +270,11 @@ def environment(study: StudyResult, results: Sequence[ExperimentResult], tool_ve
     return [(name, text) for name, text in facts if text != DASH]
 
 
+def _libraries(installed: Sequence[Mapping[str, str]]) -> str:
+    names = sorted({n for packages in installed for n in packages if not n.startswith(OWN_LINE)})
+    return ", ".join(f"{n} {various(p.get(n) for p in installed)}" for n in names) or DASH
+
+
 def _cpu(snapshot: Mapping[str, Any]) -> str:
     cores = snapshot.get("cpu_count")
     return f"{snapshot.get('cpu_model') or 'unknown'}, {cores} cores" if cores else str(snapshot.get("cpu_model") or "")
@@ -279,7 +283,7 @@ def _cpu(snapshot: Mapping[str, Any]) -> str:
 def _data_set(result: ExperimentResult) -> str:
     digest = f", sha256 {result.dataset_sha256[:16]}" if result.dataset_sha256 else ""
     data = result.effective_config.get("dataset")
-    return f"{data if isinstance(data, str) else 'synthetic'}{digest}" if data else ""
+    return f"{data if isinstance(data, str) else 'random tokens'}{digest}" if data else ""
 
 
 def failures(study: StudyResult) -> list[NotRun]:

@@ -1,6 +1,7 @@
 """Numbers, counts and durations as people read them: the same on the terminal and on a page."""
 
 import math
+import re
 
 DASH = "-"
 _PLAIN_FROM, _PLAIN_WIDTH_FROM = 1e-4, 1e-8
@@ -31,6 +32,14 @@ def plus_minus(value: float | None, half_width: float | None) -> str:
 def percent(fraction: float) -> str:
     """A fraction in per cent with two significant digits."""
     return f"{number(100 * fraction, 2)} %"
+
+
+_UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+
+def printable(text: str) -> str:
+    """Text without what pages and pictures cannot hold or what turns the text around it: control characters."""
+    return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def counted(count: int, noun: str) -> str:

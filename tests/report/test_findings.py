@@ -1,0 +1,172 @@
+"""What a study found, in words: the best one, how sure that is, and what is said when nothing can be said."""
+
+from typing import Any
+
+import pytest
+
+from llenergymeasure.core.comparison import PairComparison, QuantityComparison
+from llenergymeasure.core.result import ExperimentResult, ExperimentStatistics, FailedRun, Statistic, StudyResult
+from llenergymeasure.findings import (
+    ENERGY,
+    SPEED,
+    Told,
+    alike,
+    headline,
+    interval,
+    rank_all,
+    study_labels,
+    warnings,
+)
+from report.studies import START
+
+
+def configuration(name: str, energy: float | None, speed: float = 10, *, n: int = 3) -> ExperimentStatistics:
+    values = {SPEED: speed} | ({} if energy is None else {ENERGY: energy})
+    half = 0.1 if n > 1 else None
+    return ExperimentStatistics(
+        config_hash=name, summary=f"config {name}", cycles_completed=n, verdicts={"valid": n},
+        statistics={k: Statistic(mean=v, n=n, half_width_95=half) for k, v in values.items()},
+    )  # fmt: skip
+
+
+def study(*experiments: ExperimentStatistics, **fields: Any) -> StudyResult:
+    return StudyResult.model_validate(
+        {"name": "s", "study_design_hash": "0" * 16, "experiments": list(experiments), **fields}
+    )
+
+
+def pair(b: str, ratio: float, finding: str) -> PairComparison:
+    return PairComparison.model_validate(
+        {"a_hash": "a", "b_hash": b, "a_summary": "", "b_summary": "", "cycles": 3, "ratio": ratio,
+         "ratio_low": ratio - 0.05, "ratio_high": ratio + 0.05, "finding": finding, "largest_difference": 0.1}
+    )  # fmt: skip
+
+
+def compared(*pairs: PairComparison, **fields: Any) -> QuantityComparison:
+    return QuantityComparison.model_validate({"quantity": ENERGY, "against_best": list(pairs), **fields})
+
+
+def result(**fields: Any) -> ExperimentResult:
+    return ExperimentResult.model_validate(
+        {
+            "experiment_id": "e", "measurement_config_hash": "a", "model": "m", "backend": "synthetic",
+            "measurement_methodology": "steady_state", "input_tokens": 1, "output_tokens": 1, "total_tokens": 2,
+            "requests": 1, "verdict": {"state": "valid"}, "duration_s": 1, "tokens_per_second": 1,
+            "total_tokens_per_second": 1, "requests_per_second": 1, "start_time": START, "end_time": START, **fields,
+        }
+    )  # fmt: skip
+
+
+def test_several_studies_share_one_ranking() -> None:
+    """The best of all studies comes first, each place knows its study, and ranks count from one."""
+    order = rank_all([study(configuration("a", 3.0), configuration("b", None, 99)), study(configuration("c", 2.0))])
+    assert [(r.rank, r.study, r.experiment.config_hash) for r in order] == [(1, 1, "c"), (2, 0, "a"), (3, 0, "b")]
+
+
+@pytest.mark.parametrize(
+    ("studies", "labels"),
+    [
+        ([study(name="x"), study(name="y")], ["x", "y"]),
+        ([study(directory="/r/s_1"), study(directory="/r/s_2")], ["s_1", "s_2"]),
+        ([study(directory="/q/s"), study(directory="/r/s")], ["s (1)", "s (2)"]),
+    ],
+    ids=["names", "folders", "numbers"],
+)
+def test_studies_have_labels_that_tell_them_apart(studies: list[StudyResult], labels: list[str]) -> None:
+    """A name where names differ, else the folder, else a number."""
+    assert study_labels(studies) == labels
+
+
+def test_headline_gives_figure_interval_and_the_next_one() -> None:
+    """The best one with its interval; the ratio to the next with the interval of the comparison."""
+    told = study(
+        configuration("b", 3.0),
+        configuration("a", 2.0),
+        comparisons=[compared(pair("b", 1.5, "higher"), smallest_detectable_difference=0.0123)],
+    )
+    found = headline([Told(told, [])])
+    assert found.sentence == "Best: config a, 2 ± 0.1 J per output token"
+    assert found.interval is not None
+    assert found.interval.meaning == "95 % interval over 3 cycles"
+    assert found.sureness == (
+        "The next, config b, has 1.5 times the energy per output token (95 %: 1.45 to 1.55).",
+        "It differs from every other configuration by more than chance explains.",
+        "With these cycles a difference of 1.2 % or more is found in four cases of five.",
+    )
+
+
+def test_comparison_the_other_way_round_is_turned() -> None:
+    """A pair given as best to other is shown as other to best."""
+    turned = pair("b", 0.5, "lower").model_copy(update={"a_hash": "b", "b_hash": "a", "ratio_low": 0.4})
+    told = study(configuration("a", 2.0), configuration("b", 4.0), comparisons=[compared(turned)])
+    assert (
+        headline([Told(told, [])]).sureness[0].endswith("has 2 times the energy per output token (95 %: 1.818 to 2.5).")
+    )
+
+
+def test_what_cannot_be_told_apart_is_named() -> None:
+    """Configurations whose interval contains equality are listed, four and more as a number; and marked."""
+    others = [configuration(c, 2.0 + i / 100) for i, c in enumerate("bcdef", start=1)]
+    pairs = [pair(c, 1.01, "no_difference") for c in "bcde"] + [pair("f", 1.2, "higher")]
+    told = [Told(study(configuration("a", 2.0), *others, comparisons=[compared(*pairs)]), [])]
+    found = headline(told)
+    assert "Cannot be told apart from the best: config b; config c; config d; and 1 more." in found.sureness
+    assert alike(told, found) == frozenset("bcde")
+
+
+def test_why_nothing_is_claimed_is_said() -> None:
+    """The comparison's own reason stands where a claim would."""
+    told = study(
+        configuration("a", 2.0), configuration("b", 3.0), comparisons=[compared(reason="one_cycle: one is not enough")]
+    )
+    assert headline([Told(told, [])]).sureness == (
+        "The next, config b, has 1.5 times the energy per output token.",
+        "How sure that is cannot be told: one is not enough.",
+    )
+
+
+def test_without_energy_the_fastest_is_named() -> None:
+    """Speed ranks, and nothing is said in joules."""
+    found = headline([Told(study(configuration("a", None, 5), configuration("b", None, 7)), [])])
+    assert (found.title, found.quantity, found.unit) == ("Fastest", SPEED, "output tokens/s")
+    assert found.sureness[0] == "The next, config a, has 0.7143 times the output tokens/s."
+
+
+def test_studies_are_not_compared_with_each_other() -> None:
+    """No interval is claimed across studies: the runs did not take turns."""
+    found = headline([Told(study(configuration("a", 2.0)), []), Told(study(configuration("b", 3.0), name="t"), [])])
+    assert found.sureness == (
+        "The next, config b, has 1.5 times the energy per output token, in another study.",
+        "Studies are ranked by their means: how sure a difference is can only be told within a study.",
+    )
+
+
+def test_nothing_measured_is_said_with_the_number_of_failures() -> None:
+    """A study in which everything failed has no best configuration."""
+    failed = [FailedRun(index=i, cycle=1, config_hash="a", summary="x") for i in range(2)]
+    found = headline([Told(study(summary={"runs": 2}, failed=failed), [])])
+    assert (found.best, found.sentence) == (None, "Nothing was measured: 2 of 2 runs failed")
+
+
+def test_single_run_has_the_uncertainty_of_its_own_result() -> None:
+    """One cycle has no t-interval: the result's own uncertainty stands in, and says that a part is assumed."""
+    (ranking,) = rank_all([study(configuration("a", 2.0, n=1))])
+    u = {"comparison": 0.02, "between_runs_source": "assumed"}
+    found = interval(ranking, ENERGY, [result(uncertainty=u, energy_per_output_token_j=2.0)])
+    assert found is not None
+    assert (found.half_width, found.meaning) == (
+        pytest.approx(0.04),
+        "one run: its own uncertainty, 95 %, its part between runs assumed",
+    )
+    speed = interval(ranking, SPEED, [])
+    assert speed is not None
+    assert speed.half_width is None
+
+
+def test_warnings_are_grouped_by_code_with_their_fix() -> None:
+    """Each code once, in the first one's words, what apart from what to do."""
+    results = [result(measurement_warnings=["hot: 90 C; cool it"]), result(measurement_warnings=["hot: 95 C; cool it"])]
+    (found,) = warnings(results)
+    assert (found.code, found.what, found.fix, found.extent) == (
+        "hot", "90 C", "cool it", "2 of 2 runs, figures of the first",
+    )  # fmt: skip
