@@ -153,7 +153,7 @@ def _number_points(axes: "Axes", frontier: Frontier) -> None:
     order = sorted(range(len(pixels)), key=lambda i: (frontier.points[i] not in frontier.edge, frontier.points[i].rank))
     for i in order:
         text = str(frontier.points[i].rank)
-        width, height = 6.6 * len(text), 9.0
+        width, height = 7.0 * len(text), 9.4
         for dx, dy in _PLACES:
             left, bottom = (dx if dx >= 0 else dx - width), dy - height / 2
             x, y = pixels[i]
@@ -163,7 +163,7 @@ def _number_points(axes: "Axes", frontier: Frontier) -> None:
                 taken.append(box)
                 axes.annotate(
                     text, (frontier.points[i].x, frontier.points[i].y), xytext=(left, bottom + 0.6),
-                    textcoords="offset points", fontsize=10.5, color=INK, gid=f"number-{text}", zorder=5,
+                    textcoords="offset points", fontsize=11, color=INK, gid=f"number-{text}", zorder=5,
                 )  # fmt: skip
                 break
 

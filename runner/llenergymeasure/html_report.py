@@ -20,12 +20,13 @@ from llenergymeasure.html_pictures import (
     draw_trace,
     svg,
 )
-from llenergymeasure.picture_data import Trace, brief_names, dot, drift, frontier, limits, trace
+from llenergymeasure.picture_data import Dot, Trace, brief_names, dot, drift, frontier, limits, trace
 from llenergymeasure.store import write_atomically
 from llenergymeasure.stored_study import Rebuilt, read_series
 from llenergymeasure.wording import DASH, counted, number, printable
 
 DOTS_PER_PICTURE = 24
+FEW = 12  # configurations at most whose three pictures are of one height, and stand side by side
 TRACES_SHOWN, TRACES_AT_MOST = 12, 60
 _ENERGY_AXIS = "J per output token"
 _SPEED_AXIS = "output tokens/s"
@@ -90,6 +91,7 @@ def html_text(studies: Sequence[Rebuilt], *, now: datetime) -> str:
         banners=report_content.banners(told),
         reasons=report_content.reasons(told),
         dots=_dots(order, told, head, alike),
+        few=len(order) <= FEW,
         frontiers=_frontiers(order),
         sections=[_section(r, label, order, i, head) for i, (r, label) in enumerate(zip(studies, labels, strict=True))],
         csv=base64.b64encode(csv_text(rows).encode()).decode(),
@@ -153,8 +155,13 @@ def _dots(order: Sequence[Ranked], told: Sequence[Told], head: Headline, alike: 
         what = f"Ranks {part[0].rank} to {part[-1].rank}: {head.unit}"
         described = "; ".join(f"{d.rank}: {d.label}, {number(d.mean)} ± {number(d.half_width, 2)}" for d in part)
         drawn = svg(draw_dots(part, head.unit, limits=axis), f"dots-{start}", what, described)
-        pictures.append(Picture(drawn, f"Bars: {meanings}. Coloured: the best, and what cannot be told apart from it."))
+        pictures.append(Picture(drawn, _dots_caption([d for d, _ in shown], meanings)))
     return pictures
+
+
+def _dots_caption(dots: Sequence[Dot], meanings: str) -> str:
+    bars = f"Bars: {meanings}." if any(d.half_width is not None for d in dots) else "No bars: the spread is not known."
+    return f"{bars} Coloured: the best" + (", and what cannot be told apart from it." if len(dots) > 1 else ".")
 
 
 def _frontiers(order: Sequence[Ranked]) -> list[Picture]:
@@ -170,7 +177,8 @@ def _frontiers(order: Sequence[Ranked]) -> list[Picture]:
             continue
         ranks = ", ".join(str(p.rank) for p in sorted(found.edge, key=lambda p: p.rank))
         title = f"{y[1]} against {x[1]}"
-        caption = f"Numbers are ranks. On the line, beaten by no other in both: {ranks}."
+        line = "On the line, beaten" if len(found.edge) > 1 else "Beaten"
+        caption = f"Numbers are ranks. {line} by no other in both: {ranks}."
         drawn = svg(draw_frontier(found), f"frontier-{name}", title[0].upper() + title[1:], caption)
         pictures.append(Picture(drawn, caption))
     return pictures

@@ -207,7 +207,9 @@ def _window(results: Sequence[ExperimentResult]) -> str:
 
 def _warm_up(results: Sequence[ExperimentResult]) -> str:
     passes = [r.warmup.iterations_completed for r in results if r.warmup]
-    return _range(passes, "passes before the window") if passes else DASH
+    if not passes:
+        return DASH
+    return f"{counted(passes[0], 'pass')} before the window" if len(set(passes)) == 1 else _range(passes, "passes")
 
 
 def _baseline(results: Sequence[ExperimentResult]) -> str:
@@ -251,7 +253,7 @@ def environment(study: StudyResult, results: Sequence[ExperimentResult], tool_ve
         f"{number(g['power_limit_w'])} W" for s in snapshots for g in s.get("gpus") or () if g.get("power_limit_w")
     )
     facts = [
-        ("GPU", gpu_names(results)),
+        ("GPU", gpu_names(results) if results else DASH),
         ("power limit", limits),
         ("driver", of("driver_version")),
         ("CUDA", of("cuda_version")),

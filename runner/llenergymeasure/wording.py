@@ -44,7 +44,7 @@ def printable(text: str) -> str:
 
 def counted(count: int, noun: str) -> str:
     """A count with its noun: 1 run, 2 runs."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    return f"{count} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
 
 
 def duration_text(seconds: float) -> str:

@@ -80,7 +80,7 @@ def test_without_energy_speed_ranks_and_the_reason_is_given(tmp_path: Path) -> N
     page = page_of(read(written(tmp_path / "s", study_config(3, 1), change=no_energy)))
     (box,) = page.all("section", "headline")
     assert box.text.startswith("Fastest: synthetic batch_size=1 1000 output tokens/s")
-    assert "no energy source (nvml: no driver) run on an NVIDIA GPU" in box.text
+    assert "No energy source (nvml: no driver) run on an NVIDIA GPU" in box.text
     assert "J/token" not in ranking(page)[0]
     titles = [t.text for t in page.all("title")]
     assert "Batch latency, median, ms against output tokens/s" in titles
