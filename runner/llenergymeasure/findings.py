@@ -208,16 +208,28 @@ def _within(
         return
     pairs = _pairs_with(best, comparison)
     yield f"{_next_ratio(best, rivals[0], quantity, pairs.get(rivals[0].experiment.config_hash))}."
-    alike = [r for r in rivals if (p := pairs.get(r.experiment.config_hash)) and p.finding == "no_difference"]
-    if alike:
-        yield f"Cannot be told apart from the best: {_names(alike)}."
-    else:
-        yield "It differs from every other configuration by more than chance explains."
+    first = next((r for r in rivals if r.experiment.config_hash == comparison.best_hash), None)
+    if first is not None:  # means over all cycles, and ratios within the cycles that both have, need not agree
+        yield f"Compared cycle by cycle, {first.experiment.summary} comes first: which one is better is not certain."
+        return
+    yield _apart(rivals, pairs)
     if comparison.smallest_detectable_difference is not None:
         yield (
             f"With these cycles a difference of {percent(comparison.smallest_detectable_difference)} or more is found "
             "in four cases of five."
         )
+
+
+def _apart(rivals: Sequence[Ranked], pairs: Mapping[str, PairComparison]) -> str:
+    """What differs from the best for sure; what was not compared is not said to differ."""
+    alike = [r for r in rivals if (p := pairs.get(r.experiment.config_hash)) and p.finding == "no_difference"]
+    without = [r for r in rivals if r.experiment.config_hash not in pairs]
+    text = "It differs from every other configuration by more than chance explains."
+    if alike:
+        text = f"Cannot be told apart from the best: {_names(alike)}."
+    elif without:
+        text = "It differs from every other configuration that could be compared by more than chance explains."
+    return f"{text} Too few cycles to compare with: {_names(without)}." if without else text
 
 
 def _no_claim(comparison: QuantityComparison | None) -> str:

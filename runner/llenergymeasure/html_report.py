@@ -128,7 +128,14 @@ def _facts(studies: Sequence[Rebuilt]) -> list[str]:
     facts = [] if start is None else [f"{start:%Y-%m-%d %H:%M} UTC, {report_content.lasted(start, end)}"]
     facts.append(report_content.various(models))
     facts += [report_content.gpu_names(results)] if results else []
-    return [*facts, *([report_content.counts(studies[0].study)] if len(studies) == 1 else [counted_studies(studies)])]
+    return [
+        *facts,
+        *(
+            [report_content.counts(studies[0].study, studies[0].manifest)]
+            if len(studies) == 1
+            else [counted_studies(studies)]
+        ),
+    ]
 
 
 def counted_studies(studies: Sequence[Rebuilt]) -> str:
@@ -189,7 +196,7 @@ def _section(rebuilt: Rebuilt, label: str, order: Sequence[Ranked], place: int, 
     first, more, note = _traces(rebuilt, [r for r in order if r.study == place], place)
     return Section(
         label=label,
-        counts=report_content.counts(study),
+        counts=report_content.counts(study, rebuilt.manifest),
         directory=Path(study.directory or "").name,
         drift=_drift(rebuilt, place, head.quantity),
         drift_text=findings.drift_text(study, head.quantity),
@@ -226,24 +233,42 @@ def _traces(rebuilt: Rebuilt, order: Sequence[Ranked], place: int) -> tuple[list
     ranks = {r.experiment.config_hash: r.rank for r in order}
     wanted = sorted(results, key=lambda i: (rows[i].cycle, ranks.get(rows[i].config_hash, 0), i))
     wanted = sorted(wanted, key=lambda i: rows[i].cycle != _first_cycle(rebuilt, rows[i].config_hash))
-    found: list[tuple[int, Trace]] = []
-    for index in wanted[:TRACES_AT_MOST]:
-        drawn = trace(read_series(rebuilt, index), results[index])
-        if drawn is not None:
-            found.append((index, drawn))
-    top_w = max((w for _, t in found for line in t.lines for w in line.high_w), default=0.0)
-    pictures, names = [], brief_names([r.summary for r in rebuilt.manifest.rows])
-    for index, drawn in found:
-        caption = f"{ranks.get(rows[index].config_hash, '')} {names[rows[index].summary]}, cycle {rows[index].cycle}"
+    found, broken = _readable_traces(rebuilt, wanted[:TRACES_AT_MOST])
+    top_w = max((w for t in found.values() for line in t.lines for w in line.high_w), default=0.0)
+    names = brief_names([r.summary for r in rebuilt.manifest.rows])
+    pictures = []
+    for index, drawn in found.items():
+        rank = ranks.get(rows[index].config_hash, "")
+        caption = f"{rank} {names[rows[index].summary]}, cycle {rows[index].cycle}"
         mean = results[index].mean_power_w
-        described = f"Window of {number(drawn.duration_s, 3)} s, mean power {number(mean, 3)} W"
+        power = "" if mean is None else f"mean {number(mean, 3)} W"
+        described = f"Window of {number(drawn.duration_s, 3)} s. {power}"
         picture = svg(draw_trace(drawn, top_w=top_w), f"trace-{place}-{index}", f"Power of {caption}", described)
-        pictures.append(Picture(picture, f"{caption}: mean {number(mean, 3)} W"))
-    left_out = len(wanted) - TRACES_AT_MOST
-    note = f"{counted(left_out, 'further run')} not drawn; see each run's timeseries.parquet." if left_out > 0 else ""
-    firsts = sum(rows[i].cycle == _first_cycle(rebuilt, rows[i].config_hash) for i, _ in found)
+        pictures.append(Picture(picture, f"{caption}: {power}" if power else caption))
+    firsts = sum(rows[i].cycle == _first_cycle(rebuilt, rows[i].config_hash) for i in found)
     shown = min(TRACES_SHOWN, firsts)
-    return pictures[:shown], pictures[shown:], note
+    return pictures[:shown], pictures[shown:], _left_out(len(wanted) - TRACES_AT_MOST, broken)
+
+
+def _readable_traces(rebuilt: Rebuilt, indices: Sequence[int]) -> tuple[dict[int, Trace], int]:
+    """Traces by index of the run, and how many series are damaged: they are no reason to go without a report."""
+    found: dict[int, Trace] = {}
+    results, broken = rebuilt.by_index(), 0
+    for index in indices:
+        try:
+            rows = read_series(rebuilt, index)
+        except (ValueError, OSError):  # pyarrow's errors are one or the other
+            broken += 1
+            continue
+        if (drawn := trace(rows, results[index])) is not None:
+            found[index] = drawn
+    return found, broken
+
+
+def _left_out(further: int, broken: int) -> str:
+    parts = [f"{counted(further, 'further run')} not drawn; see each run's timeseries.parquet."] if further > 0 else []
+    parts += [f"{broken} timeseries.parquet cannot be read."] if broken else []
+    return " ".join(parts)
 
 
 def _first_cycle(rebuilt: Rebuilt, config_hash: str) -> int:

@@ -151,7 +151,7 @@ def trace(rows: Sequence[Mapping[str, Any]], result: ExperimentResult) -> Trace 
     """The power of a run from the rows of its timeseries; None if no row has a power."""
     by_gpu: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["power_w"] is not None:
+        if row.get("power_w") is not None:
             by_gpu.setdefault(row["gpu_index"], []).append(row)
     lines = tuple(_line(gpu, found, result.duration_s) for gpu, found in sorted(by_gpu.items()))
     return Trace(lines, result.duration_s, result.baseline_power_w) if lines else None
@@ -166,8 +166,8 @@ def _line(gpu: int, rows: Sequence[Mapping[str, Any]], duration_s: float) -> Tra
         gpu,
         tuple(seconds),
         tuple(fmean(r["power_w"] for r in part) for part in parts),
-        tuple(min(_or(r["power_min_w"], r["power_w"]) for r in part) for part in parts),
-        tuple(max(_or(r["power_max_w"], r["power_w"]) for r in part) for part in parts),
+        tuple(min(_or(r.get("power_min_w"), r["power_w"]) for r in part) for part in parts),
+        tuple(max(_or(r.get("power_max_w"), r["power_w"]) for r in part) for part in parts),
     )
 
 

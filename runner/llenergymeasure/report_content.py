@@ -322,12 +322,20 @@ def _point(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in config.items())
 
 
-def counts(study: StudyResult) -> str:
+ENDS = {
+    "running": "the study has not ended",
+    "interrupted": "the study was interrupted",
+    "circuit_breaker": "the study stopped after too many failures in a row",
+}
+
+
+def counts(study: StudyResult, manifest: StudyManifest) -> str:
     """How many runs there were and what became of them."""
     s = study.summary
     parts = [f"{s.get('ran', 0)} of {counted(s.get('runs', 0), 'run')} completed"]
     parts += [f"{s[k]} {k}" for k in ("failed", "invalid") if s.get(k)]
     parts += [f"{counted(s['skipped'], 'combination')} skipped"] if s.get("skipped") else []
+    parts += [ENDS[manifest.status]] if manifest.status in ENDS else []
     return ", ".join(parts)
 
 

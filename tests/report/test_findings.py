@@ -114,6 +114,27 @@ def test_what_cannot_be_told_apart_is_named() -> None:
     assert alike(told, found) == frozenset("bcde")
 
 
+def test_what_was_not_compared_is_not_said_to_differ() -> None:
+    """A configuration with too few cycles has no pair: it is named apart from those that differ."""
+    told = study(
+        configuration("a", 2.0), configuration("b", 3.0), configuration("c", 4.0, n=1),
+        comparisons=[compared(pair("b", 1.5, "higher"))],
+    )  # fmt: skip
+    assert headline([Told(told, [])]).sureness[1] == (
+        "It differs from every other configuration that could be compared by more than chance explains. "
+        "Too few cycles to compare with: config c."
+    )
+
+
+def test_disagreement_of_means_and_cycles_is_told() -> None:
+    """Where the comparison within cycles puts another one first, the order is called uncertain."""
+    ahead = pair("b", 0.99, "no_difference").model_copy(update={"a_hash": "b", "b_hash": "a", "ratio": 1.01})
+    told = study(configuration("a", 2.0), configuration("b", 2.01), comparisons=[compared(ahead, best_hash="b")])
+    assert headline([Told(told, [])]).sureness[1] == (
+        "Compared cycle by cycle, config b comes first: which one is better is not certain."
+    )
+
+
 def test_why_nothing_is_claimed_is_said() -> None:
     """The comparison's own reason stands where a claim would."""
     told = study(
