@@ -175,11 +175,12 @@ def _sureness(order: Sequence[Ranked], quantity: str, told: Sequence[Told]) -> t
     sentences = []
     if rivals[0].study != best.study:
         sentences.append(f"{_next_ratio(best, rivals[0], quantity)}, in another study.")
-    if len({r.study for r in [best, *rivals]}) > 1:
-        sentences.append("Studies are ranked by their means: how sure a difference is can only be told within a study.")
     comparison = next((c for c in told[best.study].study.comparisons if c.quantity == quantity), None)
     own = [r for r in rivals if r.study == best.study]
-    return (*sentences, *_within(best, own, quantity, comparison)) if own else tuple(sentences)
+    sentences += _within(best, own, quantity, comparison) if own else []
+    if len({r.study for r in [best, *rivals]}) > 1:
+        sentences.append("Studies are ranked by their means: how sure a difference is can only be told within a study.")
+    return tuple(sentences)
 
 
 def _next_ratio(best: Ranked, rival: Ranked, quantity: str, pair: PairComparison | None = None) -> str:

@@ -1,6 +1,7 @@
 """Writes a study, or several, as one HTML page with pictures: no network, no script, for screen, phone and paper."""
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -105,13 +106,20 @@ def html_text(studies: Sequence[Rebuilt], *, now: datetime) -> str:
 def _render(**content: Any) -> str:
     try:
         import jinja2
+        import markupsafe
     except ImportError as err:
         raise BackendMissingError(MISSING_EXTRA.format(name=err.name)) from err
     source = resources.files("llenergymeasure").joinpath("data/report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["breakable"] = lambda name: markupsafe.Markup(_breakable(markupsafe.escape(printable(name))))  # noqa: S704
     return environment.from_string(source).render(**content)
+
+
+def _breakable(escaped: str) -> str:
+    """Lines may break inside a long name where its parts meet."""
+    return re.sub(r"(?<=[./])(?=\w)", "<wbr>", escaped)
 
 
 def _printable(value: object) -> object:

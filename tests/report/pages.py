@@ -48,6 +48,8 @@ class _Tree(HTMLParser):
         self.open = [self.root]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "wbr":  # says where a line may break; nothing to read
+            return
         element = Element(tag, dict(attrs))
         self.open[-1].children.append(element)
         if tag not in VOID:
@@ -61,7 +63,11 @@ class _Tree(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        self.open[-1].children.append(data)
+        before = self.open[-1].children
+        if before and isinstance(before[-1], str):
+            before[-1] += data
+        else:
+            before.append(data)
 
 
 def parsed(text: str) -> Element:

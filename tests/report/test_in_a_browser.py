@@ -15,6 +15,7 @@ from report.studies import HOSTILE, UNICODE, no_energy, read, study_config, writ
 
 pytestmark = pytest.mark.browser
 WIDTHS = [390, 1280]
+BETWEEN = [768, 1000]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 KINDS = ["usual", "many", "no energy", "hostile", "nothing", "merged"]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [*WIDTHS, *BETWEEN])
 @pytest.mark.parametrize("kind", KINDS)
 def test_page_fits_its_screen_asks_for_nothing_and_has_no_complaints(
     kind: str, width: int, browser: Browser, pages: dict[str, Path]
