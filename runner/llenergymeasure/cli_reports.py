@@ -24,16 +24,22 @@ def report_of(
     html: Annotated[
         Path | None, typer.Option("--html", "-o", help="Also write one page with pictures, such as report.html.")
     ] = None,
+    export_parquet: Annotated[
+        Path | None,
+        typer.Option("--export-parquet", help="Also write the same table as Parquet, with types and units."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Show the table of studies from their files alone: what was measured, what failed, what is missing."""
-    from llenergymeasure import report
+    from llenergymeasure import export, report
     from llenergymeasure.findings import Told
     from llenergymeasure.object_store import Access, open_place
     from llenergymeasure.stored_study import rebuild
 
+    for target in (export_csv, export_parquet):
+        if target is not None:
+            export.check_target(target)
     found = [rebuild(open_place(place, Access(endpoint, region))) for place in places]
-    results = [r for rebuilt in found for r in rebuilt.results]
     if as_json:
         told = [json.loads(rebuilt.study.to_json()) for rebuilt in found]
         print(json.dumps(told[0] if len(told) == 1 else told, indent=2, ensure_ascii=False))
@@ -42,7 +48,9 @@ def report_of(
         for rebuilt in found:
             print("\n".join([*report.missing_runs(rebuilt.manifest), f"results: {rebuilt.study.directory}"]))
     if export_csv is not None:
-        report.export_csv(export_csv, results)
+        export.export_csv(export_csv, export.run_rows(found))
+    if export_parquet is not None:
+        export.export_parquet(export_parquet, export.run_rows(found))
     if html is not None:
         from llenergymeasure.html_report import write_report
 

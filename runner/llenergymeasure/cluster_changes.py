@@ -242,8 +242,11 @@ class Asked:
 def run_on_cluster(path: Path | None, document: "Document", asked: Asked) -> None:
     """Apply, watch, results: a study in the cluster as if it ran here. Raises typer.Exit(1) unless it succeeded."""
     from llenergymeasure.cluster_status import has_succeeded, name_of
+    from llenergymeasure.export import check_target
     from llenergymeasure.plan_view import plan_json
 
+    if asked.export_csv is not None:
+        check_target(asked.export_csv)
     wanted = _to_run(path, document, gaps=asked.gaps)
     assert wanted.study is not None
     kubectl = None if asked.dry_run else connect(asked.namespace, None, None)

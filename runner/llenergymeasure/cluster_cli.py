@@ -245,6 +245,10 @@ def results(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Compare the configurations of a study by what its runs have measured so far; copy the result files."""
+    from llenergymeasure.export import check_target
+
+    if export_csv is not None:
+        check_target(export_csv)
     kubectl = connect(namespace, context, kubeconfig)
     found = show_results(kubectl, name, as_json=as_json, export_csv=export_csv)
     if output is not None:

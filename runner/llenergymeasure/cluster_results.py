@@ -4,15 +4,13 @@ The same table as at the end of `llem run`, from the ten numbers that each run l
 lie at their URIs.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llenergymeasure import cluster_status as status
 from llenergymeasure.cluster_status import Resource
-from llenergymeasure.core import resources
+from llenergymeasure.core import resources, tables
 from llenergymeasure.core.identity import measurement_config_hash
 from llenergymeasure.core.plan import describe_all
 from llenergymeasure.core.result import JUDGED, ExperimentStatistics
@@ -241,8 +239,4 @@ def _flat(row: Row, summary: str) -> dict[str, Any]:
 def csv_text(results: Results) -> str:
     """One row per run, units in the headers."""
     rows = [_flat(r, results.summary(r.config_hash)) for r in results.rows]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else ["experiment"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return tables.csv_text(rows, None if rows else ["experiment"])

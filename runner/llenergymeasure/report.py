@@ -1,9 +1,6 @@
-"""Turns results into what people read: comparison tables, plans, summaries, CSV. Gives text; printing is the CLI's."""
+"""Turns results into what people read: comparison tables, plans, summaries. Gives text; printing is the CLI's."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -13,7 +10,6 @@ from llenergymeasure.core.result import (
     ExperimentResult,
     ExperimentStatistics,
     StudyResult,
-    scalars,
 )
 from llenergymeasure.core.statistics import Statistic
 from llenergymeasure.core.sweep import reasons
@@ -30,7 +26,6 @@ from llenergymeasure.findings import (
     verdict_text,
     warnings,
 )
-from llenergymeasure.store import write_atomically
 from llenergymeasure.wording import DASH, counted, duration_text, number, plus_minus
 
 __all__ = ["DASH", "counted", "duration_text", "number", "ranked"]  # of other modules, looked for here as well
@@ -182,22 +177,6 @@ def missing_runs(manifest: StudyManifest) -> list[str]:
     ]
     more = len(missing) - MAX_MISSING
     return [*lines, f"and {counted(more, 'missing run')} more"] if more > 0 else lines
-
-
-def csv_text(results: Sequence[ExperimentResult]) -> str:
-    """One row per result, units in the headers."""
-    rows = [scalars(r) for r in results]
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
-def export_csv(path: Path, results: Sequence[ExperimentResult]) -> None:
-    """Write the CSV; raises ResultStoreError."""
-    write_atomically(path, csv_text(results).encode())
 
 
 def error_text(err: BaseException) -> str:
