@@ -6,8 +6,6 @@ in UTC. An empty cell is null. A text that a spreadsheet would take for a formul
 Parquet keeps every text as it is.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ Kind = Literal["text", "integer", "number", "boolean", "time"]
 Rows = Sequence[Mapping[str, Any]]
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+QUOTE, SPECIAL = '"', frozenset(',"\r\n')
 UNITS = {
     "energy_per_output_token_j": "J/token",
     "energy_adjusted_per_output_token_j": "J/token",
@@ -74,11 +73,14 @@ def names_in(rows: Rows) -> list[str]:
 def csv_text(rows: Rows, names: Iterable[str] | None = None) -> str:
     """A header and a line per row; `names` chooses the columns, None takes all."""
     names = names_in(rows) if names is None else list(names)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
-    return buffer.getvalue()
+    lines = [_line(names), *(_line([_cell(row.get(name)) for name in names]) for row in rows)]
+    return "\n".join([*lines, ""])
+
+
+def _line(cells: Sequence[str]) -> str:
+    """Cells with what must be quoted in quotes; the csv module would leave a carriage return bare."""
+    quoted = [f'"{cell.replace(QUOTE, QUOTE * 2)}"' if SPECIAL.intersection(cell) else cell for cell in cells]
+    return ",".join(quoted) or '""'  # an empty line is no row to many readers
 
 
 def _cell(value: Any) -> str:
