@@ -57,14 +57,22 @@ def test_crashed_engine_is_1_and_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("target", ["nowhere/table.csv", "results"], ids=["folder is missing", "path is a folder"])
-def test_csv_that_cannot_be_written_is_1_and_the_results_stay(tmp_path: Path, target: str) -> None:
-    """A CSV that cannot be written is an error of its own; what was measured is safe already."""
-    ended = llem("run", write(tmp_path), "--export-csv", target, cwd=tmp_path)
+def test_csv_that_cannot_be_written_is_2_before_anything_is_measured(tmp_path: Path) -> None:
+    """A path whose folder is missing is told at once."""
+    ended = llem("run", write(tmp_path), "--export-csv", "nowhere/table.csv", cwd=tmp_path)
+
+    assert ended.code == 2
+    assert len(ended.errors) == 1
+    assert "nowhere/table.csv" in ended.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_csv_that_cannot_be_written_in_the_end_is_1_and_the_results_stay(tmp_path: Path) -> None:
+    """The path has become a folder meanwhile: an error of its own; what was measured is safe already."""
+    ended = llem("run", write(tmp_path), "--export-csv", "results", cwd=tmp_path)
 
     assert ended.code == 1
     assert len(ended.errors) == 1
-    assert target in ended.err
     assert len(list((tmp_path / "results").glob("*/result.json"))) == 1
 
 

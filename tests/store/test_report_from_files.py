@@ -231,7 +231,7 @@ def test_command_prints_table_missing_runs_and_place(stored: Stored, quick_llem:
     assert "missing run 2 (cycle 2, synthetic n=1): no result and no failure" in table.out
     assert table.out.endswith(f"results: {stored.root}\n")
     assert json.loads(data.out)["summary"]["failed"] == 1
-    assert len((stored.root.parent / "table.csv").read_text().splitlines()) == 2
+    assert len((stored.root.parent / "table.csv").read_text().splitlines()) == 1 + 4
 
 
 def test_command_takes_several_studies(stored: Stored, quick_llem: Callable[..., Ended]) -> None:
