@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from llenergymeasure import cli_reports, cli_run, cluster_changes, cluster_cli
+from llenergymeasure import cli_compare, cli_reports, cli_run, cluster_changes, cluster_cli
 from llenergymeasure.core.errors import ConfigError, TerminatedError, run_exit_code
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 cli_run.register(app)
 cli_reports.register(app)
+cli_compare.register(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -98,7 +99,7 @@ def main() -> None:
     """Entry point of `llem` and `kubectl-llem`: every error becomes a sentence on stderr and an exit code."""
     logging.basicConfig(level=logging.DEBUG if os.environ.get("LLEM_DEBUG") else logging.WARNING, format="%(message)s")
     try:
-        app()
+        app(args=_with_latest(sys.argv[1:]))
     except SystemExit as end:  # typer's own: a usage error, or Ctrl-C between two statements of ours
         if _is_experiment() and end.code in (2, 130):  # codes that say nothing about retries to what started us
             sys.exit(ConfigError.run_exit_code if end.code == 2 else TerminatedError.run_exit_code)
@@ -113,6 +114,17 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error_text(err)}", file=sys.stderr)
         sys.exit(_exit_code(err))
+
+
+def _with_latest(words: list[str]) -> list[str]:
+    """The command line, in which `--resume` without a path means the latest study: click has no optional values."""
+    found = []
+    for position, word in enumerate(words):
+        found.append(word)
+        following = words[position + 1 : position + 2]
+        if word == "--resume" and (not following or following[0].startswith("-")):
+            found.append(cli_run.LATEST)
+    return found
 
 
 def _is_experiment() -> bool:

@@ -3,9 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,8 +21,10 @@ if TYPE_CHECKING:
     from llenergymeasure.core.result import ExperimentResult
     from llenergymeasure.loaders import Document
     from llenergymeasure.progress import Progress
+    from llenergymeasure.stored_study import Rebuilt
     from llenergymeasure.user_config import UserConfig
 
+LATEST = "latest"
 NO_HUB_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # read when huggingface_hub is imported, so it is set before
 
 ConfigArgument = Annotated[
@@ -61,10 +66,19 @@ def run(
     cycles: CyclesOption = None,
     order: OrderOption = None,
     no_gaps: Annotated[bool, typer.Option("--no-gaps", help="No pauses between runs.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume", metavar="PATH", help="Go on with a study's folder; latest, or no PATH: the newest one."
+        ),
+    ] = None,
     runner: Annotated[
         str | None, typer.Option("--runner", help="local, docker, docker:<image>, kubernetes, auto.")
     ] = None,
     export_csv: Annotated[Path | None, typer.Option("--export-csv", help="Also write a CSV, one row per run.")] = None,
+    export_parquet: Annotated[
+        Path | None, typer.Option("--export-parquet", help="Likewise as Parquet, with types and units.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 unless every verdict is valid.")] = False,
     assignments: SetOption = None,
     namespace: Annotated[
@@ -76,45 +90,111 @@ def run(
 ) -> None:
     """Measure one experiment or a study on this machine, or, with --runner kubernetes, on a cluster."""
     flags = {"model": model, "revision": revision, "dataset": dataset, "n": n, "precision": precision}
-    document = _document(config, flags, backend, batch_size, cycles, order, assignments or [])
-    if runner == "kubernetes":
+    changed = [*(v for v in flags.values() if v is not None), backend, batch_size, order, assignments]
+    written = config is not None or resume is None or any(changed)
+    document = _document(config, flags, backend, batch_size, cycles, order, assignments or []) if written else None
+    if runner == "kubernetes" and document is not None:
+        if resume is not None:
+            raise ConfigError("--resume is for studies of this machine; a cluster goes on by itself, see llem resume")
         asked = cluster_changes.Asked(
             namespace, dry_run, output, export_csv, strict, gaps=not no_gaps, as_json=as_json, quiet=quiet
         )
         cluster_changes.run_on_cluster(config, document, asked)
         return
+    _run_here(
+        _target(document, runner) if document is not None else None,
+        document,
+        _How(
+            folder=output,
+            resume=resume,
+            cycles=cycles,
+            gaps=not no_gaps,
+            dry_run=dry_run,
+            quiet=quiet or as_json,
+            verbose=verbose,
+            as_json=as_json,
+            strict=strict,
+            runner=runner,
+            csv=export_csv,
+            parquet=export_parquet,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a run on this machine was asked for."""
+
+    folder: Path | None
+    resume: str | None
+    cycles: int | None
+    gaps: bool
+    dry_run: bool
+    quiet: bool
+    verbose: bool
+    as_json: bool
+    strict: bool
+    runner: str | None
+    csv: Path | None
+    parquet: Path | None
+
+
+def _run_here(target: "ExperimentConfig | StudyConfig | None", document: "Document | None", how: _How) -> None:
+    """Run a study, an experiment, or what is left of the study that `how.resume` names, on this machine."""
     from llenergymeasure.core.config import StudyConfig
-    from llenergymeasure.core.sweep import study_of_one
-    from llenergymeasure.preflight import check_datasets, check_writable
-    from llenergymeasure.study import check_runners
+    from llenergymeasure.preflight import check_datasets
     from llenergymeasure.user_config import load_user_config
 
     user = load_user_config()
-    target = _target(document, runner)
-    _say_notices(document, target)
-    if dry_run:
+    if document is not None and target is not None:
+        _say_notices(document, target)
+    if how.dry_run:
+        if target is None:
+            raise ConfigError("--dry-run needs a file or a model; with --resume alone there is nothing to look at")
         check_datasets(target.experiments if isinstance(target, StudyConfig) else [target])
-        _print_plan(target, user, as_json=as_json, with_runs=False)
+        _print_plan(target, user, as_json=how.as_json, with_runs=False)
         return
-    check_runners(target if isinstance(target, StudyConfig) else study_of_one(target), user, runner)
-    folder = output or Path(user.output.results_dir)
-    if export_csv is not None:
-        check_writable(export_csv.parent)
-    quiet = quiet or as_json or user.ui.verbosity == "quiet"
-    verbose = verbose or user.ui.verbosity == "verbose"
-    if quiet or not sys.stderr.isatty():
+    _check_targets(how)
+    how = replace(
+        how,
+        quiet=how.quiet or user.ui.verbosity == "quiet",
+        verbose=how.verbose or user.ui.verbosity == "verbose",
+        folder=how.folder or Path(user.output.results_dir),
+    )
+    if how.quiet or not sys.stderr.isatty():
         os.environ.setdefault(NO_HUB_BARS, "1")
-    how = {"quiet": quiet, "verbose": verbose, "as_json": as_json}
-    if isinstance(target, StudyConfig):
-        results, failed = _run_study(target, user, folder, gaps=not no_gaps, **how)
+    if how.resume is not None or isinstance(target, StudyConfig):
+        ended = _run_study(target, user, how)
     else:
-        results, failed = _run_single(target, user, folder, **how), 0
-    if export_csv is not None:
-        from llenergymeasure.report import export_csv as write_csv
-
-        write_csv(export_csv, results)
-    if failed or (strict and any(r.verdict.state != "valid" for r in results)):
+        ended = _run_single(target, user, how)
+    if ended.failed or (how.strict and any(r.verdict.state != "valid" for r in ended.results)):
         raise typer.Exit(1)
+
+
+def _check_targets(how: _How) -> None:
+    """Refuse files that could not be written, before anything is measured."""
+    from llenergymeasure.export import check_target
+
+    for path in (how.csv, how.parquet):
+        if path is not None:
+            check_target(path)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What was measured, and how many runs failed."""
+
+    results: "list[ExperimentResult]"
+    failed: int = 0
+
+
+def _export(how: _How, rebuilt: "Rebuilt") -> None:
+    from llenergymeasure.export import export_csv, export_parquet, run_rows
+
+    if how.csv is not None:
+        export_csv(how.csv, run_rows([rebuilt]))
+    if how.parquet is not None:
+        export_parquet(how.parquet, run_rows([rebuilt]))
 
 
 def _document(
@@ -180,82 +260,106 @@ def _target(document: "Document", runner: str | None) -> "ExperimentConfig | Stu
 def _say_notices(document: "Document", target: "ExperimentConfig | StudyConfig") -> None:
     from llenergymeasure.core.config import StudyConfig
     from llenergymeasure.plan_view import notices
-    from llenergymeasure.study import idle_settings
 
     study = target if isinstance(target, StudyConfig) else None
-    idle = idle_settings(study) if study else []
-    for line in notices([*document.notices, *(study.notices if study else ()), *idle], study):
+    for line in notices([*document.notices, *(study.notices if study else ())], study):
         print(line, file=sys.stderr)
 
 
-def _run_single(
-    config: "ExperimentConfig", user: "UserConfig", folder: Path, *, quiet: bool, verbose: bool, as_json: bool
-) -> "list[ExperimentResult]":
-    from llenergymeasure import preflight, report, study
+def _run_single(target: "ExperimentConfig | StudyConfig | None", user: "UserConfig", how: _How) -> _Ended:
+    from llenergymeasure import locks, preflight, report, study
+    from llenergymeasure.core.config import ExperimentConfig
     from llenergymeasure.core.plan import Run, describe
+    from llenergymeasure.core.sweep import study_of_one
     from llenergymeasure.measure import measure
+    from llenergymeasure.object_store import Access, open_place
     from llenergymeasure.progress import Progress
+    from llenergymeasure.stored_study import rebuild
 
-    preflight.check_writable(folder)
-    progress = Progress(1, quiet=quiet, verbose=verbose)
-    progress.run_started(Run(0, 1, 0, ""), describe(config), 1)
-    with _drawn(progress):
-        measured = measure(config, user, emit=progress.event)
-    where = study.save_single(measured, folder)
-    if as_json:
+    assert how.folder is not None
+    assert isinstance(target, ExperimentConfig)
+    study.check_runners(study_of_one(target), user, how.runner)
+    preflight.check_writable(how.folder)
+    progress = Progress(1, quiet=how.quiet, verbose=how.verbose)
+    progress.run_started(Run(0, 1, 0, ""), describe(target), 1)
+    gpus = locks.gpu_names([target], energy_backend=user.measurement.energy_backend)
+    with locks.hold(gpus, study="experiment"), _drawn(progress):
+        measured = measure(target, user, emit=progress.event)
+    where = study.save_single(measured, how.folder)
+    if how.as_json:
         print(measured.result.to_json())
     else:
         print(report.single(measured.result))
         print(f"\nresults: {where}")
-    return [measured.result]
+    _export(how, rebuild(open_place(str(where), Access())))
+    return _Ended([measured.result])
 
 
 @contextlib.contextmanager
 def _drawn(progress: "Progress") -> Iterator[None]:
-    """Take the bar away at the end, and say how far an interrupted run came."""
+    """Take the bar away at the end; an interrupted run ends with the number of its signal, and says how far it came."""
     try:
-        yield
+        with stoppable() as signals:
+            yield
     except KeyboardInterrupt as err:
-        progress.close()
-        print(": ".join(["interrupted", *map(str, err.args)]), file=sys.stderr)
-        raise typer.Exit(130) from None
+        with contextlib.suppress(OSError):  # the terminal may be what has gone
+            progress.close()
+            print(": ".join(["interrupted", *map(str, err.args)]), file=sys.stderr)
+        raise typer.Exit(128 + (signals[0] if signals else signal.SIGINT)) from None
     finally:
-        progress.close()
+        with contextlib.suppress(OSError):
+            progress.close()
 
 
-def _run_study(
-    study: "StudyConfig",
-    user: "UserConfig",
-    folder: Path,
-    *,
-    gaps: bool,
-    quiet: bool,
-    verbose: bool,
-    as_json: bool,
-) -> "tuple[list[ExperimentResult], int]":
-    from llenergymeasure import report
+@contextlib.contextmanager
+def stoppable() -> Iterator[list[int]]:
+    """Let SIGTERM and a closed terminal (SIGHUP) end a run as Ctrl-C does; gives the list that such signals enter.
+
+    A signal that is ignored (nohup) stays ignored.
+    """
+    came: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    chosen = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {n: signal.signal(n, stop) for n in chosen}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run_study(target: "ExperimentConfig | StudyConfig | None", user: "UserConfig", how: _How) -> _Ended:
+    from llenergymeasure import report, study_folder
     from llenergymeasure import study as studies
-    from llenergymeasure.core.plan import make_plan
+    from llenergymeasure.core.config import StudyConfig
+    from llenergymeasure.core.sweep import study_of_one
     from llenergymeasure.progress import Progress
 
-    plan = make_plan(study)
-    total_gap_s = sum(studies.planned_gaps_s(study, plan, user)) if gaps else 0.0
-    if total_gap_s and not quiet:
-        print(
-            f"note: pauses add {report.duration_text(total_gap_s)}; --no-gaps leaves them out",
-            file=sys.stderr,
-        )
-    progress = Progress(len(plan.runs), quiet=quiet, verbose=verbose)
+    assert how.folder is not None
+    wanted = target if target is None or isinstance(target, StudyConfig) else study_of_one(target)
+    again = None
+    if how.resume is not None:
+        again = study_folder.latest(how.folder) if how.resume == LATEST else Path(how.resume)
+    shown = wanted or study_folder.StudyFolder(Path(again or "")).read_study()
+    studies.check_runners(shown, user, how.runner)
+    progress = Progress(quiet=how.quiet, verbose=how.verbose)
     with _drawn(progress):
-        done = studies.execute(study, user, parent=folder, observer=progress, gaps=gaps)
-    result = studies.summarise(study, done)
-    results = [done.results[i] for i in sorted(done.results)]
-    if as_json:
-        print(result.to_json())
+        if again is not None:
+            done = studies.resume(again, user, study=wanted, n_cycles=how.cycles, observer=progress, gaps=how.gaps)
+        else:
+            done = studies.execute(shown, user, parent=how.folder, observer=progress, gaps=how.gaps)
+    if how.as_json:
+        print(done.result.to_json())
     else:
-        print(report.study_summary(result, results))
-        print(f"results: {done.folder}")
-    return results, len(result.failed)
+        print(report.study_summary(done.result, done.rebuilt.results))
+        print(f"results: {done.folder}" + (f"\nreport:  {done.report}" if done.report else ""))
+    _export(how, done.rebuilt)
+    unfinished = sum(r.status != "completed" for r in done.manifest.rows)
+    return _Ended(done.rebuilt.results, unfinished)
 
 
 def plan(

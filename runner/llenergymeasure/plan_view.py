@@ -40,7 +40,7 @@ def _experiments(study: StudyConfig, user: UserConfig, plan: Plan, summaries: li
 
 
 def _duration(study: StudyConfig, user: UserConfig, plan: Plan) -> str:
-    gap_s = sum(planned_gaps_s(study, plan, user))
+    gap_s = sum(planned_gaps_s(study, plan.runs, user))
     each_s = [preflight.least_seconds(e, user) for e in study.experiments]
     least_s = gap_s + sum(each_s[r.position] for r in plan.runs)
     if not least_s:

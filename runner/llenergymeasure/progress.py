@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from llenergymeasure.core.plan import Run
 from llenergymeasure.core.result import ExperimentResult
-from llenergymeasure.report import duration_text, number
+from llenergymeasure.wording import counted, duration_text, number
 
 LONG_S = 300.0  # above this, -v says what a shorter run would take
 
@@ -15,7 +15,7 @@ LONG_S = 300.0  # above this, -v says what a shorter run would take
 class Progress:
     """An observer of a study that draws; `verbose` also writes every event."""
 
-    def __init__(self, total: int, *, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, total: int = 0, *, quiet: bool = False, verbose: bool = False) -> None:
         self._quiet, self._verbose = quiet, verbose
         self._finished, self._total = 0, total
         self._phase_share = 0.0
@@ -28,6 +28,15 @@ class Progress:
             leave=False,
             dynamic_ncols=True,
         )
+
+    def planned(self, done: int, total: int, pauses_s: float) -> None:
+        """Say what lies ahead: runs that are done already, all runs, and how long the pauses take."""
+        self._finished, self._total = done, total
+        self._bar.total, self._bar.n = total, done
+        if done:
+            self.note(f"{done} of {counted(total, 'run')} done before; {total - done} left")
+        if pauses_s:
+            self.note(f"pauses add {duration_text(pauses_s)}; --no-gaps leaves them out")
 
     def run_started(self, run: Run, summary: str, total: int) -> None:
         """Name the run that begins."""
@@ -67,14 +76,21 @@ class Progress:
 
     def waiting(self, seconds: float) -> None:
         """Name a gap."""
-        self._bar.set_description_str(f"pause of {seconds:g} s", refresh=True)
-        self._say(f"  pause of {seconds:g} s", only_plain=True)
+        self._say(f"  pause of {duration_text(seconds)}", only_plain=True)
+
+    def remaining(self, seconds: float) -> None:
+        """Count a gap down."""
+        hint = " (Enter goes on)" if sys.stdin and sys.stdin.isatty() else ""
+        self._bar.set_description_str(f"pause, {seconds:.0f} s left{hint}", refresh=True)
+
+    def note(self, text: str) -> None:
+        """Say something that the user should know."""
+        self._say(f"note: {text}")
 
     def _say(self, text: str, *, only_plain: bool = False) -> None:
         """Write a line; `only_plain` lines are not needed where a bar shows the same."""
-        if self._quiet or (only_plain and not self._bar.disable):
-            return
-        tqdm.write(text, file=sys.stderr)
+        if not (self._quiet or (only_plain and not self._bar.disable)):
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -20,6 +20,7 @@ from llenergymeasure.core.result import ExperimentResult
 
 RESULT, CONFIG, ENVIRONMENT, SERIES = "result.json", "config.json", "environment.json", "timeseries.parquet"
 STUDY, MANIFEST, STUDY_RESULT = "study.json", "study_manifest.json", "study_result.json"
+REPORT = "report.html"
 FAILURE = "failure.json"
 MAX_SLUG = 60
 

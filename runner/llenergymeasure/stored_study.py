@@ -4,13 +4,13 @@ The files alone are enough: study.json says what was to be run, each run's newes
 came of it. What has neither is missing: not yet run, still running, or lost.
 """
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -24,7 +24,7 @@ from llenergymeasure.core.plan import Plan, Run, describe_all, make_plan
 from llenergymeasure.core.resources import STUDY_KIND, study_of
 from llenergymeasure.core.result import ExperimentResult, StudyResult
 from llenergymeasure.object_store import Place
-from llenergymeasure.study import Executed, summarise
+from llenergymeasure.study_summary import summarise
 from llenergymeasure.waiting import Patience
 
 READ_S = 10.0  # a person waits for the answer
@@ -42,11 +42,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A study as its files tell it."""
+    """A study as its files tell it; `results` in order of `files`, which gives each run's result.json by index.
+
+    Long lists of a result (tokens of each request, texts) are left in its file: a study has many results.
+    """
 
     study: StudyResult
     manifest: StudyManifest
     results: list[ExperimentResult]
+    config: StudyConfig
+    place: Place
+    files: dict[int, str]
+
+    def by_index(self) -> dict[int, ExperimentResult]:
+        """The results by index of their run."""
+        return dict(zip(sorted(self.files), self.results, strict=True))
 
 
 @dataclass(frozen=True)
@@ -91,10 +101,18 @@ def rebuild(place: Place) -> Rebuilt:
     _read_all(place, runs)
     study = _study(place, names, runs)
     plan = make_plan(study)
-    if store.MANIFEST in names:
-        _local_failures(_json(place, store.MANIFEST), plan, runs)
+    told = _manifest(place) if store.MANIFEST in names else None
     _refuse_strangers(place, plan, runs)
-    return _assembled(place, study, plan, runs)
+    return _assembled(place, study, plan, runs, told)
+
+
+def read_series(rebuilt: Rebuilt, index: int) -> list[dict[str, Any]]:
+    """The rows of a run's timeseries.parquet; none if it has no such file or no GPU."""
+    import pyarrow.parquet as pq
+
+    name = rebuilt.files[index].removesuffix(store.RESULT) + store.SERIES
+    content = rebuilt.place.get(name, _patience(rebuilt.place))
+    return [] if content is None else pq.read_table(io.BytesIO(content)).to_pylist()
 
 
 def _patience(place: Place) -> Patience:
@@ -121,13 +139,14 @@ def _runs(names: Iterable[str]) -> dict[_Key, _Found]:
 
 
 def _read_all(place: Place, runs: Mapping[_Key, _Found]) -> None:
+    parse = _Keeper().result
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda found: _read(place, found), runs.values()))
+        list(pool.map(lambda found: _read(place, found, parse), runs.values()))
 
 
-def _read(place: Place, found: _Found) -> None:
+def _read(place: Place, found: _Found, parse: Callable[[bytes], ExperimentResult]) -> None:
     if found.file is not None:
-        found.result = _parsed(place, found.file, ExperimentResult.from_json)
+        found.result = _parsed(place, found.file, parse)
         if found.result is None:
             found.failure = _Failure("ResultUnreadable", f"{found.file} is no result that this version reads")
     elif found.failures:
@@ -140,6 +159,23 @@ def _parsed(place: Place, name: str, parse: Callable[[bytes], T]) -> T | None:
         return parse(place.get(name, _patience(place)) or b"")
     except (ValueError, KeyError, TypeError):  # pydantic's and json's errors are ValueErrors
         return None
+
+
+class _Keeper:
+    """Parses results without what only their own readers need; what many have in common is kept once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Any] = {}
+
+    def result(self, content: bytes) -> ExperimentResult:
+        """A result whose long lists are left in its file."""
+        found = ExperimentResult.from_json(content)
+        lists: dict[str, Any] = {"request_input_tokens": [], "request_output_tokens": [], "texts": None}
+        groups = ("environment_snapshot", "effective_config", "engine_effective", "parameter_provenance")
+        return found.model_copy(update={**lists, **{n: self._shared(getattr(found, n)) for n in groups}})
+
+    def _shared(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: self._seen.setdefault(json.dumps(v, sort_keys=True), v) for k, v in group.items()}
 
 
 def _failure(content: bytes) -> _Failure:
@@ -201,17 +237,12 @@ def _study_of_results(place: Place, runs: dict[_Key, _Found]) -> StudyConfig:
     )
 
 
-def _local_failures(manifest: Mapping[str, Any], plan: Plan, runs: dict[_Key, _Found]) -> None:
-    """Failures that `llem run` wrote into the manifest."""
+def _manifest(place: Place) -> StudyManifest:
+    """What `llem run` noted of its runs."""
     try:
-        rows = StudyManifest.model_validate(manifest).rows
+        return StudyManifest.model_validate(_json(place, store.MANIFEST))
     except ValidationError as err:
         raise StudyError(f"{store.MANIFEST}: is not of this version: {err.error_count()} fields are wrong") from err
-    planned = {r.index: r for r in plan.runs}
-    for row in rows:
-        if row.status == "failed" and row.index in planned:
-            failure = _Failure(row.error_type or "Unknown", row.error_message or "", row.completed_at)
-            runs.setdefault(_key(planned[row.index]), _Found()).failure = failure
 
 
 def _key(run: Run) -> _Key:
@@ -227,54 +258,64 @@ def _refuse_strangers(place: Place, plan: Plan, runs: Mapping[_Key, _Found]) -> 
         )
 
 
-def _assembled(place: Place, study: StudyConfig, plan: Plan, runs: Mapping[_Key, _Found]) -> Rebuilt:
+def _assembled(
+    place: Place, study: StudyConfig, plan: Plan, runs: Mapping[_Key, _Found], told: StudyManifest | None
+) -> Rebuilt:
     summaries = describe_all(study.experiments)
     ordered = sorted(plan.runs, key=lambda r: r.index)
     found = {r.index: runs.get(_key(r), _Found()) for r in ordered}
-    rows = tuple(_row(r, summaries[r.position], found[r.index]) for r in ordered)
+    noted = {r.index: r for r in told.rows} if told else {}
+    rows = tuple(_row(noted.get(r.index) or _new_row(r, summaries[r.position]), found[r.index]) for r in ordered)
     results = {i: f.result for i, f in found.items() if f.result is not None}
     manifest = StudyManifest(
         name=study.name,
         study_design_hash=plan.design_hash,
         tool_version=next((r.tool_version for r in results.values() if r.tool_version), __version__),
-        status=_status(rows),
+        status=told.status if told else _status(rows),
         started_at=min((r.started_at for r in rows if r.started_at), default=datetime.now(UTC)),
         completed_at=max((r.completed_at for r in rows if r.completed_at), default=None),
         skipped=len(study.skipped),
         rows=rows,
     )
     files = {i: f.file for i, f in found.items() if f.result is not None and f.file is not None}
-    executed = Executed(plan, summaries, manifest, Path(), results, files)
-    told = summarise(study, executed).model_copy(update={"directory": place.uri})
-    return Rebuilt(told, manifest, [results[i] for i in sorted(results)])
+    result = summarise(study, plan, manifest, results, files=files, directory=place.uri)
+    return Rebuilt(result, manifest, [results[i] for i in sorted(results)], study, place, files)
 
 
-def _row(run: Run, summary: str, found: _Found) -> ManifestRow:
-    row = ManifestRow(
-        index=run.index,
-        cycle=run.cycle,
-        config_hash=run.config_hash,
-        summary=summary,
-        attempts=max([*found.results, *found.failures], default=0),
-    )
+def _new_row(run: Run, summary: str) -> ManifestRow:
+    return ManifestRow(index=run.index, cycle=run.cycle, config_hash=run.config_hash, summary=summary)
+
+
+def _row(row: ManifestRow, found: _Found) -> ManifestRow:
+    """A run as its files tell it; what they do not tell is as the manifest has it."""
+    attempts = max([*found.results, *found.failures, row.attempts], default=0)
     if found.result is not None:
-        told: dict[str, Any] = {
+        changes: dict[str, Any] = {
             "status": "completed",
             "verdict": found.result.verdict.state,
             "result_uri": found.file,
-            "started_at": found.result.start_time,
-            "completed_at": found.result.end_time,
+            "started_at": row.started_at or found.result.start_time,
+            "completed_at": row.completed_at or found.result.end_time,
+            "error_type": None,
+            "error_message": None,
         }
     elif found.failure is not None:
-        told = {
+        changes = {
             "status": "failed",
             "error_type": found.failure.type,
             "error_message": found.failure.message,
             "completed_at": found.failure.at,
         }
+    elif row.status == "completed":
+        changes = {
+            "status": "failed",
+            "verdict": None,
+            "error_type": "ResultMissing",
+            "error_message": f"{row.result_uri} is not there",
+        }
     else:
-        told = {}
-    return row.model_copy(update=told)
+        changes = {}
+    return row.model_copy(update={"attempts": attempts, **changes})
 
 
 def _status(rows: Iterable[ManifestRow]) -> StudyStatus:

@@ -1,70 +1,45 @@
-"""Runs a study on this machine: one process per run, in the plan's order, the manifest written after every change."""
+"""Studies on this machine: what must hold before one starts, the one that is new, the one that goes on."""
 
+import contextlib
 import os
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from llenergymeasure import __version__, launch, preflight, store
+from llenergymeasure import __version__, html_report, locks, preflight, store
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
-from llenergymeasure.core.errors import BackendMissingError, LLEMError, PreFlightError, ResultStoreError
+from llenergymeasure.core.errors import BackendMissingError, LLEMError, PreFlightError
 from llenergymeasure.core.keys import experiment_problems, refuse
 from llenergymeasure.core.manifest import StudyManifest, new_manifest
-from llenergymeasure.core.plan import Plan, Run, describe_all, gaps_s, make_plan
-from llenergymeasure.core.result import ExperimentResult, FailedRun, StudyResult, over_cycles
+from llenergymeasure.core.plan import Run, describe_all, gaps_s, make_plan
+from llenergymeasure.core.result import ExperimentResult, StudyResult
 from llenergymeasure.core.sweep import deep_merge, set_path
 from llenergymeasure.loaders import load_experiment_config, load_study_config
 from llenergymeasure.measure import Measured, measure
+from llenergymeasure.object_store import Access, open_place
+from llenergymeasure.resume import Reopened, reopen
+from llenergymeasure.stored_study import Rebuilt, rebuild
+from llenergymeasure.study_folder import StudyFolder
+from llenergymeasure.study_runner import Observer, Quiet, StudyRunner, utc_now
 from llenergymeasure.user_config import UserConfig, load_user_config
 
 
-class Observer(Protocol):
-    """Someone who watches a study run."""
-
-    def run_started(self, run: Run, summary: str, total: int) -> None:
-        """A run begins."""
-
-    def event(self, event: dict[str, Any]) -> None:
-        """The running experiment says something."""
-
-    def run_finished(self, run: Run, summary: str, result: ExperimentResult | None, error: str | None) -> None:
-        """A run ended with a result or an error."""
-
-    def waiting(self, seconds: float) -> None:
-        """A gap begins."""
-
-
-class Quiet:
-    """An observer that looks away."""
-
-    def run_started(self, run: Run, summary: str, total: int) -> None:
-        """Do nothing."""
-
-    def event(self, event: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def run_finished(self, run: Run, summary: str, result: ExperimentResult | None, error: str | None) -> None:
-        """Do nothing."""
-
-    def waiting(self, seconds: float) -> None:
-        """Do nothing."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Executed:
-    """What came of a study: results in memory by run index, failures, the manifest, the folder."""
+    """What came of a study: its manifest, what its folder holds, its page, and errors of failed runs by index."""
 
-    plan: Plan
-    summaries: list[str]
     manifest: StudyManifest
     folder: Path
-    results: dict[int, ExperimentResult] = field(default_factory=dict)
-    files: dict[int, str] = field(default_factory=dict)
+    rebuilt: Rebuilt
+    report: Path | None
     errors: dict[int, LLEMError] = field(default_factory=dict)
+
+    @property
+    def result(self) -> StudyResult:
+        """The study's result."""
+        return self.rebuilt.study
 
 
 def run_experiment(
@@ -105,8 +80,7 @@ def run_study(config: str | Path | StudyConfig, *, output_dir: Path | None = Non
     study = config if isinstance(config, StudyConfig) else load_study_config(config)
     user = load_user_config()
     check_runners(study, user)
-    executed = execute(study, user, parent=Path(output_dir or user.output.results_dir))
-    return summarise(study, executed)
+    return execute(study, user, parent=Path(output_dir or user.output.results_dir)).result
 
 
 def _experiment(config: str | Path | ExperimentConfig | None, fields: dict[str, Any]) -> ExperimentConfig:
@@ -132,60 +106,104 @@ def save_single(measured: Measured, parent: Path) -> Path:
 def execute(
     study: StudyConfig, user: UserConfig, *, parent: Path, observer: Observer | None = None, gaps: bool = True
 ) -> Executed:
-    """Run every run of a study in order; a failed run is recorded and the study goes on.
+    """Run every run of a new study in order; a failed run is recorded and the study goes on.
 
     Raises:
-        LLEMError: Pre-flight of any experiment failed: nothing was run and no folder is left.
+        LLEMError: Pre-flight of any experiment failed, or a GPU is in use: nothing was run and no folder is left.
 
     """
-    watch = observer or Quiet()
-    plan = make_plan(study)
     preflight.check_writable(parent)
     preflight.refuse(_problems(study.experiments, user))
-    summaries = describe_all(study.experiments)
-    folder = store.new_folder(parent, study.name)
-    store.write_atomically(folder / store.STUDY, (study.model_dump_json(indent=2, exclude_none=True) + "\n").encode())
-    manifest = new_manifest(
-        plan,
-        name=study.name,
-        summaries=summaries,
-        skipped=len(study.skipped),
-        tool_version=__version__,
-        now=_now(),
-    )
-    done = Executed(plan, summaries, manifest, folder)
-    _save_manifest(done)
-    pauses = planned_gaps_s(study, plan, user) if gaps else [0.0] * len(plan.runs)
+    with _gpus_of(study, user) as (gpus, held):
+        folder = StudyFolder.create(parent, study)
+        plan = make_plan(study)
+        manifest = new_manifest(
+            plan,
+            name=study.name,
+            summaries=describe_all(study.experiments),
+            skipped=len(study.skipped),
+            tool_version=__version__,
+            now=utc_now(),
+        )
+        with locks.hold([str(folder.path)], study=study.name) as also_held:
+            opened = Reopened(study, plan, manifest)
+            return _run(folder, opened, user, observer or Quiet(), gaps=gaps, gpus=gpus, held=(*held, *also_held))
+
+
+def resume(
+    path: Path,
+    user: UserConfig,
+    *,
+    study: StudyConfig | None = None,
+    n_cycles: int | None = None,
+    observer: Observer | None = None,
+    gaps: bool = True,
+) -> Executed:
+    """Go on with the study in a folder: completed runs with a result are kept, all others are run.
+
+    Args:
+        path: The study's folder.
+        user: This machine's defaults.
+        study: The study as its file says it today; must have the same design. None takes it as it was.
+        n_cycles: Cycles; more than before add runs.
+        observer: Who watches.
+        gaps: False leaves out all pauses.
+
+    Raises:
+        StudyError: No study, a damaged one, another design, or one that another process is at.
+        LLEMError: Pre-flight failed; the folder is as it was.
+
+    """
+    folder, watch = StudyFolder(path), observer or Quiet()
+    name = folder.read_study().name  # is it one at all? before anything is locked
+    with locks.hold([str(path)], study=name) as held:
+        opened = reopen(folder, study, n_cycles, utc_now())
+        preflight.check_writable(path)
+        preflight.refuse(_problems(opened.study.experiments, user))
+        for note in opened.notes:
+            watch.note(note)
+        with _gpus_of(opened.study, user) as (gpus, also_held):
+            folder.remove_leftovers()
+            folder.write_study(opened.study)
+            return _run(folder, opened, user, watch, gaps=gaps, gpus=gpus, held=(*held, *also_held))
+
+
+@contextlib.contextmanager
+def _gpus_of(study: StudyConfig, user: UserConfig) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+    """UUIDs of the GPUs that the study's runs use, locked for this study alone."""
+    names = locks.gpu_names(study.experiments, energy_backend=user.measurement.energy_backend)
+    with locks.hold(names, study=study.name) as held:
+        yield names, held
+
+
+def _run(
+    folder: StudyFolder,
+    opened: Reopened,
+    user: UserConfig,
+    observer: Observer,
+    *,
+    gaps: bool,
+    gpus: Sequence[str],
+    held: Sequence[int],
+) -> Executed:
+    runner = StudyRunner(opened.study, opened.plan, folder, opened.manifest, observer=observer)
+    left = runner.left()
+    pauses = planned_gaps_s(opened.study, left, user) if gaps else [0.0] * len(left)
+    runner.run(pauses, gpus=gpus, keep_open=held)
+    rebuilt = rebuild(open_place(str(folder.path), Access()))
+    folder.write_result(rebuilt.study)
+    return Executed(runner.manifest, folder.path, rebuilt, _report(folder, rebuilt, observer), runner.errors)
+
+
+def _report(folder: StudyFolder, rebuilt: Rebuilt, observer: Observer) -> Path | None:
+    """Write report.html; without the libraries that draw it the study is complete all the same."""
+    path = folder.path / store.REPORT
     try:
-        for run, pause_s in zip(plan.runs, pauses, strict=True):
-            if pause_s > 0:
-                watch.waiting(pause_s)
-                time.sleep(pause_s)
-            _one_run(study, run, done, watch)
-    except BaseException as err:
-        done.manifest = _interrupted(done.manifest)
-        _save_manifest(done)
-        if isinstance(err, KeyboardInterrupt):
-            counts = done.manifest.counts()
-            text = f"{counts['completed']} of {counts['total']} runs done; results: {folder}"
-            raise KeyboardInterrupt(text) from None
-        raise
-    done.manifest = done.manifest.finished(_now())
-    _save_manifest(done)
-    result = summarise(study, done)
-    store.write_atomically(folder / store.STUDY_RESULT, (result.to_json() + "\n").encode())
-    return done
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _interrupted(manifest: StudyManifest) -> StudyManifest:
-    for row in manifest.rows:
-        if row.status == "running":
-            manifest = manifest.mark_interrupted(row.index, _now())
-    return manifest.model_copy(update={"status": "interrupted", "completed_at": _now()})
+        html_report.write_report(path, [rebuilt])
+    except BackendMissingError as err:
+        observer.note(str(err))
+        return None
+    return path
 
 
 def _problems(experiments: Iterable[ExperimentConfig], user: UserConfig) -> list[LLEMError]:
@@ -200,16 +218,6 @@ def _problems(experiments: Iterable[ExperimentConfig], user: UserConfig) -> list
             problems += preflight.input_problems(config, user)
         found |= {str(p): p for p in problems}
     return list(found.values())
-
-
-NOT_YET = ("phase_timeouts", "max_consecutive_failures")
-"""Fields of `execution` that a study may carry but that this version does not act on."""
-
-
-def idle_settings(study: StudyConfig) -> list[str]:
-    """Say which settings of the study have no effect yet."""
-    written = study.execution.model_fields_set
-    return [f"execution.{name} has no effect in this version" for name in NOT_YET if name in written]
 
 
 def check_runners(study: StudyConfig, user: UserConfig, flag: str | None = None) -> None:
@@ -251,8 +259,8 @@ def runner_of(backend: str, study: StudyConfig, user: UserConfig) -> str:
     return from_environment or from_study or str(getattr(user.runners, backend, "auto"))
 
 
-def planned_gaps_s(study: StudyConfig, plan: Plan, user: UserConfig) -> list[float]:
-    """Pause before each run, s; an unset gap is the user's, or 0 without an energy source. 0 stays 0."""
+def planned_gaps_s(study: StudyConfig, runs: Sequence[Run], user: UserConfig) -> list[float]:
+    """Pause before each of these runs, s; an unset gap is the user's, or 0 without an energy source. 0 stays 0."""
     e = study.execution
     paced = any(_has_sensor(c, user) for c in study.experiments)
     config_gap = (
@@ -263,7 +271,7 @@ def planned_gaps_s(study: StudyConfig, plan: Plan, user: UserConfig) -> list[flo
     cycle_gap = (
         e.cycle_gap_seconds if e.cycle_gap_seconds is not None else (user.execution.cycle_gap_seconds if paced else 0.0)
     )
-    return gaps_s(plan.runs, e.cycle_order, config_gap_seconds=config_gap, cycle_gap_seconds=cycle_gap)
+    return gaps_s(runs, e.cycle_order, config_gap_seconds=config_gap, cycle_gap_seconds=cycle_gap)
 
 
 def _has_sensor(config: ExperimentConfig, user: UserConfig) -> bool:
@@ -272,86 +280,3 @@ def _has_sensor(config: ExperimentConfig, user: UserConfig) -> bool:
     except PreFlightError:
         return False  # pre-flight reports it
     return source is not None and source.KIND != "simulated"
-
-
-def _one_run(study: StudyConfig, run: Run, done: Executed, watch: Observer) -> None:
-    config, summary = study.experiments[run.position], done.summaries[run.position]
-    done.manifest = done.manifest.mark_running(run.index, _now())
-    _save_manifest(done)
-    watch.run_started(run, summary, len(done.plan.runs))
-    row = done.manifest.row(run.index)
-    variables = {
-        "LLEM_STUDY": study.name,
-        "LLEM_INDEX": str(run.index),
-        "LLEM_CYCLE": str(run.cycle),
-        "LLEM_ATTEMPT": str(row.attempts),
-    }
-    try:
-        measured = launch.run_in_subprocess(
-            config,
-            limits=launch.Limits(study.execution.experiment_timeout_seconds, study.execution.phase_timeouts),
-            on_event=watch.event,
-            variables=variables,
-        )
-        relative = Path("runs") / store.run_folder_name(run.index, run.cycle, config, run.config_hash)
-        if not done.folder.is_dir():  # not made again: it would look like a study that lost its earlier runs
-            raise ResultStoreError(f"{done.folder}: the study's folder has vanished")
-        store.save_run(done.folder / relative, store.files_of(measured.result, measured.series, measured.raw))
-    except LLEMError as err:
-        kind = err.error_type if isinstance(err, launch.RunFailedError) else type(err).__name__
-        done.errors[run.index] = err
-        done.manifest = done.manifest.mark_failed(run.index, _now(), error_type=kind, error_message=str(err)[:2000])
-        watch.run_finished(run, summary, None, str(err))
-    else:
-        done.results[run.index] = measured.result
-        done.files[run.index] = str(relative / store.RESULT)
-        done.manifest = done.manifest.mark_completed(
-            run.index, _now(), verdict=measured.result.verdict.state, result_uri=done.files[run.index]
-        )
-        watch.run_finished(run, summary, measured.result, None)
-    _save_manifest(done)
-
-
-def _save_manifest(done: Executed) -> None:
-    data = done.manifest.model_dump_json(indent=2) + "\n"
-    store.write_atomically(done.folder / store.MANIFEST, data.encode())
-
-
-def summarise(study: StudyConfig, done: Executed) -> StudyResult:
-    """The study's result: paths, counts, statistics over cycles, what was skipped and what failed."""
-    groups: dict[int, list[ExperimentResult]] = {}
-    for run in done.plan.runs:
-        if run.index in done.results:
-            groups.setdefault(run.position, []).append(done.results[run.index])
-    hashes = {r.position: r.config_hash for r in done.plan.runs}
-    failed = [
-        FailedRun(
-            index=r.index,
-            cycle=r.cycle,
-            config_hash=r.config_hash,
-            summary=r.summary,
-            error_type=r.error_type,
-            error_message=r.error_message,
-        )
-        for r in done.manifest.rows
-        if r.status == "failed"
-    ]
-    counts = done.manifest.counts()
-    return StudyResult(
-        name=study.name,
-        study_design_hash=done.plan.design_hash,
-        directory=str(done.folder),
-        measurement_protocol=study.execution.model_dump(exclude_none=True),
-        result_files=[done.files[i] for i in sorted(done.files)],
-        summary={
-            "generated": len(study.experiments) + len(study.skipped),
-            "runs": counts["total"],
-            "ran": counts["completed"],
-            "failed": counts["failed"],
-            "skipped": len(study.skipped),
-            "invalid": counts["invalid"],
-        },
-        experiments=[over_cycles(hashes[p], done.summaries[p], groups[p]) for p in sorted(groups)],
-        skipped=[s.model_dump() for s in study.skipped],
-        failed=failed,
-    )

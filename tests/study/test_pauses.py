@@ -25,7 +25,7 @@ def gaps(*layers: dict[str, object], **execution: object) -> list[float]:
     """Pauses before the four runs of a study of two configurations in two cycles."""
     wanted = {"n_cycles": 2, "cycle_order": "interleaved", **execution}
     study = make(TWO_BY_TWO, *layers, {"execution": wanted})
-    return studies.planned_gaps_s(study, make_plan(study), USER)
+    return studies.planned_gaps_s(study, make_plan(study).runs, USER)
 
 
 @pytest.mark.parametrize(

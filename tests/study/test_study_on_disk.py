@@ -14,7 +14,6 @@ import pytest
 
 from cli.process import alive, llem, tree, write
 from llenergymeasure import ExperimentResult, StudyConfig, StudyResult
-from llenergymeasure import study as studies
 from llenergymeasure.core.errors import ResultStoreError
 from llenergymeasure.core.manifest import LEGAL, StudyManifest
 from llenergymeasure.core.plan import Run, make_plan
@@ -93,7 +92,7 @@ def test_folder_of_a_finished_study(finished: Executed) -> None:
     """{name}_{UTC time}/ with study, manifest, result, and a folder of four files per completed run; nothing else."""
     assert re.fullmatch(r"three-cycles_\d{8}T\d{6}Z", finished.folder.name)
     top = {p.name for p in finished.folder.iterdir()}
-    assert top == {"study.json", "study_manifest.json", "study_result.json", "runs"}
+    assert top == {"study.json", "study_manifest.json", "study_result.json", "report.html", "runs"}
     hashes = {r.index: r.config_hash for r in manifest(finished.folder).rows}
     runs = {f"{i:05d}_c{1 + i // 3}_m-synthetic_{hashes[i][:8]}" for i in (0, 1, 3, 4, 6, 7)}
     files = {"result.json", "config.json", "environment.json", "timeseries.parquet"}
@@ -202,7 +201,7 @@ def test_study_json_is_the_resolved_study(finished: Executed) -> None:
 
     plan = make_plan(study)
 
-    assert plan == finished.plan
+    assert plan == make_plan(finished.rebuilt.config)
     assert plan.design_hash == manifest(finished.folder).study_design_hash
     assert len(study.skipped) == 1
     assert study.execution.n_cycles == 3
@@ -275,7 +274,7 @@ def test_result_that_cannot_be_saved_is_a_failed_run(tmp_path: Path) -> None:
     assert "runs" in (failed.error_message or "")
     assert failed.result_uri is None
     assert completed.status == "completed"
-    result = studies.summarise(make(TWO), done)
+    result = done.result
     assert len(result.result_files) == 1
     assert (result.summary["ran"], result.summary["failed"]) == (1, 1)
 

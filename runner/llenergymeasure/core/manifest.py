@@ -1,7 +1,7 @@
 """What happened to every run of a study: states, legal transitions, counts; frozen values, a change gives a new one."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -102,6 +102,36 @@ class StudyManifest(_Record):
         """The user stopped the study during this run."""
         return self._moved(index, "interrupted", completed_at=now)
 
+    def mark_lost(self, index: int, now: datetime) -> "StudyManifest":
+        """A completed run whose result is not there any more: the one way out of `completed`, taken by a resume."""
+        row = self.row(index)
+        if row.status != "completed":
+            raise StudyError(f"run {index} is {row.status}, not completed: it has no result to lose")
+        lost = row.model_copy(
+            update={
+                "status": "failed",
+                "verdict": None,
+                "result_uri": None,
+                "completed_at": now,
+                "error_type": "ResultMissing",
+                "error_message": f"{row.result_uri} is not there or cannot be read",
+            }
+        )
+        return self.model_copy(update={"rows": tuple(lost if r.index == index else r for r in self.rows)})
+
+    def reopened(self, added: Iterable[ManifestRow] = ()) -> "StudyManifest":
+        """The study goes on, with further rows where cycles were added."""
+        rows = (*self.rows, *added)
+        return self.model_copy(update={"rows": rows, "status": "running", "completed_at": None})
+
+    def interrupted(self, now: datetime) -> "StudyManifest":
+        """The user stopped the study: what was running is interrupted, what is pending stays so."""
+        rows = tuple(
+            r.model_copy(update={"status": "interrupted", "completed_at": now}) if r.status == "running" else r
+            for r in self.rows
+        )
+        return self.model_copy(update={"rows": rows, "status": "interrupted", "completed_at": now})
+
     def finished(self, now: datetime, *, status: StudyStatus | None = None) -> "StudyManifest":
         """Close the study: what never started is cancelled; `status` is derived from the rows unless given."""
         rows = tuple(r.model_copy(update={"status": "cancelled"}) if r.status == "pending" else r for r in self.rows)
@@ -109,20 +139,23 @@ class StudyManifest(_Record):
         return self.model_copy(update={"rows": rows, "status": status or derived, "completed_at": now})
 
 
+def rows_of(plan: Plan, summaries: Sequence[str]) -> list[ManifestRow]:
+    """A pending row per run in order of index; `summaries` by position in the study."""
+    return [
+        ManifestRow(index=r.index, cycle=r.cycle, config_hash=r.config_hash, summary=summaries[r.position])
+        for r in sorted(plan.runs, key=lambda r: r.index)
+    ]
+
+
 def new_manifest(
     plan: Plan, *, name: str, summaries: Iterable[str], skipped: int, tool_version: str, now: datetime
 ) -> StudyManifest:
     """A manifest in which every run is pending, rows in order of index; `summaries` by position in the study."""
-    texts = list(summaries)
-    rows = [
-        ManifestRow(index=r.index, cycle=r.cycle, config_hash=r.config_hash, summary=texts[r.position])
-        for r in sorted(plan.runs, key=lambda r: r.index)
-    ]
     return StudyManifest(
         name=name,
         study_design_hash=plan.design_hash,
         tool_version=tool_version,
         started_at=now,
         skipped=skipped,
-        rows=tuple(rows),
+        rows=tuple(rows_of(plan, list(summaries))),
     )

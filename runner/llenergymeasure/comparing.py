@@ -1,0 +1,378 @@
+"""Answers whether B is better than A, by how much and how surely: two studies, two runs, or two of one study.
+
+Inside one study the runs of a cycle are compared with each other (core.comparison). Otherwise the same configurations
+are compared, or the best of each side if there are none; what differs between the two sessions is then in no interval,
+except for the gain of different boards.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from pydantic import Field
+
+from llenergymeasure.core.comparison import (
+    ENERGY,
+    LOWER_IS_BETTER,
+    SPEED,
+    Finding,
+    Interval,
+    apart,
+    fit_logs,
+    gain_allowance,
+    in_blocks,
+    log_mean,
+)
+from llenergymeasure.core.errors import StudyError
+from llenergymeasure.core.plan import describe_all, make_plan
+from llenergymeasure.core.records import Record
+from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.core.study_statistics import believed, board_shares, figures
+from llenergymeasure.object_store import Access, open_place
+from llenergymeasure.stored_study import Rebuilt, rebuild
+
+Method = Literal["within_cycles", "different_sessions", "one_run_assumed"]
+SAME_WORK = ("model", "model_revision", "dataset", "dataset_sha256", "n", "max_input_tokens", "max_output_tokens")
+"""What must be alike, or the two sides did different work; a name that is no field of the result is a setting."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration of a side with its results by cycle."""
+
+    config_hash: str
+    summary: str
+    runs: Mapping[int, ExperimentResult]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A study or a single run as one of the two that are compared; `picked` is the position of the one that was named.
+
+    `name` is what the user wrote, `uri` where that lies, `order` the study's cycle_order.
+    """
+
+    name: str
+    uri: str
+    order: str
+    configurations: Sequence[Configuration]
+    picked: int | None = None
+
+    @property
+    def positions(self) -> list[int]:
+        """The configurations that are meant."""
+        return [*range(len(self.configurations))] if self.picked is None else [self.picked]
+
+
+class Difference(Record):
+    """One quantity of B against A: `ratio` is B ÷ A with its 95 % interval; `reason` says why nothing is claimed."""
+
+    quantity: str
+    a_mean: float | None = None
+    b_mean: float | None = None
+    a_runs: int = 0
+    b_runs: int = 0
+    method: Method | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    finding: Finding | None = None
+    better: Literal["a", "b"] | None = None
+    largest_difference: float | None = None
+    gain_allowance: float = 0.0
+    reason: str | None = None
+
+
+class Pair(Record):
+    """A configuration of A, one of B, and how they differ, in joules per output token first."""
+
+    a_hash: str
+    b_hash: str
+    a_summary: str
+    b_summary: str
+    differences: list[Difference]
+
+
+class Comparison(Record):
+    """What is known of B against A; intervals hold for `claims` claims made together."""
+
+    a: str
+    b: str
+    same_study: bool
+    chosen: str
+    claims: int
+    pairs: list[Pair]
+    caveats: list[str] = Field(default_factory=list)
+
+
+def read_side(text: str, access: Access) -> Side:
+    """Read what the user named: PLACE, or PLACE#HASH for one configuration of it.
+
+    Raises:
+        StudyError: The hash fits no configuration, or several. Others as `stored_study.rebuild`.
+
+    """
+    place, mark, digits = (text, "", "") if Path(text).exists() else text.rpartition("#")
+    side = side_of(rebuild(open_place(place if mark else text, access)), text)
+    return replace(side, picked=_position(side, digits)) if mark else side
+
+
+def side_of(rebuilt: Rebuilt, name: str) -> Side:
+    """A study as a side."""
+    results, plan = rebuilt.by_index(), make_plan(rebuilt.config)
+    summaries = describe_all(rebuilt.config.experiments)
+    hashes: dict[int, str] = {}
+    runs: dict[int, dict[int, ExperimentResult]] = {}
+    for run in plan.runs:
+        hashes[run.position] = run.config_hash
+        if run.index in results:
+            runs.setdefault(run.position, {})[run.cycle] = results[run.index]
+    configurations = [Configuration(hashes[i], summary, runs.get(i, {})) for i, summary in enumerate(summaries)]
+    return Side(name, rebuilt.place.uri, rebuilt.config.execution.cycle_order, configurations)
+
+
+def _position(side: Side, digits: str) -> int:
+    found = [i for i, c in enumerate(side.configurations) if digits and c.config_hash.startswith(digits.lower())]
+    if len(found) == 1:
+        return found[0]
+    what = "fits several configurations" if found else "is the beginning of no configuration's hash"
+    raise StudyError(f"{side.name}: {digits!r} {what}; there are {_listed(side)}")
+
+
+def _listed(side: Side) -> str:
+    shown = [f"{c.config_hash[:8]} ({c.summary})" for c in side.configurations[:10]]
+    return ", ".join(shown) + (" …" if len(side.configurations) > 10 else "")
+
+
+def compare(a: Side, b: Side) -> Comparison:
+    """Compare B with A.
+
+    Raises:
+        StudyError: It is not clear what to compare, both sides are the same runs, or a side has no believed run.
+
+    """
+    same_study = a.uri == b.uri
+    chosen, claims, pairs = _within(a, b) if same_study else _across(a, b)
+    for i, j in pairs:
+        _refuse_itself(a, b, a.configurations[i], b.configurations[j])
+    found = [
+        Pair(
+            a_hash=a.configurations[i].config_hash,
+            b_hash=b.configurations[j].config_hash,
+            a_summary=a.configurations[i].summary,
+            b_summary=b.configurations[j].summary,
+            differences=[
+                _in_study(a, i, j, name, claims)
+                if same_study
+                else _between(a.configurations[i], b.configurations[j], name, claims)
+                for name in LOWER_IS_BETTER
+            ],
+        )
+        for i, j in pairs
+    ]
+    compared = [(a.configurations[i], b.configurations[j]) for i, j in pairs]
+    return Comparison(
+        a=a.name,
+        b=b.name,
+        same_study=same_study,
+        chosen=chosen,
+        claims=claims,
+        pairs=found,
+        caveats=caveats(compared, found, same_study=same_study),
+    )
+
+
+def _refuse_itself(a: Side, b: Side, one: Configuration, other: Configuration) -> None:
+    if {r.experiment_id for r in one.runs.values()} & {r.experiment_id for r in other.runs.values()}:
+        listed = _listed(max(a, b, key=_size))
+        raise StudyError(f"{a.name} and {b.name} hold the same runs; name two configurations with #HASH: {listed}")
+
+
+def _size(side: Side) -> int:
+    return len(side.configurations)
+
+
+_Chosen = tuple[str, int, list[tuple[int, int]]]  # in words; claims made together; positions in A and in B
+
+
+def _within(a: Side, b: Side) -> _Chosen:
+    """Which two configurations of one study are meant."""
+    count = len(a.configurations)
+    if a.picked is not None and b.picked is not None:
+        return "the two configurations that were named", 1, [(a.picked, b.picked)]
+    if a.picked is None and b.picked is None:
+        raise StudyError(
+            f"{a.name} and {b.name} are one study; name two of its configurations with #HASH: {_listed(a)}"
+        )
+    every = count * (count - 1) // 2  # the best was found by looking at all of them
+    if b.picked is None:
+        return "the named configuration and the best of the others", every, [(a.positions[0], _best(b, a.positions))]
+    return "the named configuration and the best of the others", every, [(_best(a, b.positions), b.picked)]
+
+
+def _across(a: Side, b: Side) -> _Chosen:
+    """Which configurations of two sides are meant: equal ones, else the best."""
+    if a.picked is not None and b.picked is not None:
+        return "the two configurations that were named", 1, [(a.picked, b.picked)]
+    by_hash = {b.configurations[j].config_hash: j for j in b.positions}
+    equal = [(i, j) for i in a.positions if (j := by_hash.get(a.configurations[i].config_hash)) is not None]
+    if equal:
+        return "the configurations that both sides have", len(equal), equal
+    words = "the only configuration of each" if len(a.positions) == len(b.positions) == 1 else "the best of each side"
+    return words, len(a.positions) * len(b.positions), [(_best(a), _best(b))]
+
+
+def _best(side: Side, apart_from: Sequence[int] = ()) -> int:
+    """Fewest joules per output token; without energy the fastest."""
+    candidates = [i for i in side.positions if i not in apart_from]
+    for name in (ENERGY, SPEED):
+        sign = 1 if LOWER_IS_BETTER[name] else -1
+        means = {i: fmean(f.values()) for i in candidates if (f := figures(side.configurations[i].runs, name))}
+        if means:
+            return min(means, key=lambda i: sign * means[i])
+    raise StudyError(f"{side.name}: no run may be believed, so there is nothing to compare; llem report says why")
+
+
+def _in_study(side: Side, a: int, b: int, name: str, claims: int) -> Difference:
+    """Two configurations of one study: within cycles, or run against run where there is only one cycle."""
+    table = {i: figures(c.runs, name) for i, c in enumerate(side.configurations)}
+    common = sorted(table[a].keys() & table[b].keys())
+    if len(common) < 2 or any(v <= 0 for i in (a, b) for v in table[i].values()):
+        return _between(side.configurations[a], side.configurations[b], name, claims)
+    if side.order == "sequential":
+        reason = (
+            "order_confounded: all cycles of a configuration ran one after the other, so that a drift of the machine "
+            "looks like a difference of configurations; run with cycle_order shuffled"
+        )
+        return Difference(quantity=name, a_runs=len(table[a]), b_runs=len(table[b]), reason=reason)
+    fit = fit_logs({i: row for i, row in table.items() if all(v > 0 for v in row.values())})
+    allowance = _allowance(side.configurations[a], side.configurations[b], name, claims)
+    interval = in_blocks(fit, a, b, claims=claims, gain_allowance=allowance)
+    known = Difference(
+        quantity=name,
+        a_mean=fmean(table[a][c] for c in common),
+        b_mean=fmean(table[b][c] for c in common),
+        a_runs=len(common),
+        b_runs=len(common),
+        method="within_cycles",
+        gain_allowance=allowance,
+    )
+    assert interval is not None, "two cycles in common leave a degree of freedom"
+    return _with(known, interval)
+
+
+def _between(a: Configuration, b: Configuration, name: str, claims: int) -> Difference:
+    """Two configurations whose runs share nothing."""
+    sides = [list(figures(c.runs, name).values()) for c in (a, b)]
+    known = Difference(quantity=name, a_runs=len(sides[0]), b_runs=len(sides[1]))
+    lacking = [letter for letter, values in zip("AB", sides, strict=True) if not values]
+    if lacking:
+        return known.model_copy(update={"reason": f"no_figure: {_why_none(lacking, a, b, name)}"})
+    means = {"a_mean": fmean(sides[0]), "b_mean": fmean(sides[1])}
+    if any(v <= 0 for values in sides for v in values):
+        reason = "not_positive: a figure is zero or negative, so there is no ratio"
+        return known.model_copy(update={**means, "reason": reason})
+    logs = [log_mean(values, _of_one_run(c, name)) for values, c in zip(sides, (a, b), strict=True)]
+    if logs[0] is None or logs[1] is None:
+        ratio = means["b_mean"] / means["a_mean"]
+        reason = "one_run: a single run does not say how well it would repeat; add cycles"
+        return known.model_copy(update={**means, "ratio": ratio, "reason": reason})
+    allowance = _allowance(a, b, name, claims)
+    method = "one_run_assumed" if 1 in (logs[0].n, logs[1].n) else "different_sessions"
+    known = known.model_copy(update={**means, "method": method, "gain_allowance": allowance})
+    return _with(known, apart(logs[0], logs[1], claims=claims, gain_allowance=allowance))
+
+
+def _why_none(lacking: Sequence[str], a: Configuration, b: Configuration, name: str) -> str:
+    """Why a side has no figure, in the words of its first result."""
+    told = []
+    for letter in lacking:
+        runs = (a if letter == "A" else b).runs
+        first = next(iter(believed(runs).values()), None)
+        if not runs:
+            told.append(f"{letter} has no result")
+        elif first is None:
+            told.append(f"no run of {letter} may be believed")
+        else:
+            why = first.null_reasons.get(name) or first.null_reasons.get("energy_total_j")
+            told.append(f"{letter} has none" + (f" ({why})" if why else ""))
+    return "; ".join(told)
+
+
+def _of_one_run(configuration: Configuration, name: str) -> float | None:
+    """The 95 % half-width that a single run claims for itself, where it does."""
+    runs = [r for r in believed(configuration.runs).values() if r.energy_per_output_token_j is not None]
+    return runs[0].uncertainty.comparison if name == ENERGY and len(runs) == 1 else None
+
+
+def _allowance(a: Configuration, b: Configuration, name: str, claims: int) -> float:
+    if name != ENERGY:
+        return 0.0
+    return gain_allowance(*(board_shares(believed(c.runs).values()) for c in (a, b)), claims=claims)
+
+
+def _with(known: Difference, interval: Interval) -> Difference:
+    better: dict[Finding, str | None] = {"no_difference": None, "lower": "b", "higher": "a"}
+    if not LOWER_IS_BETTER[known.quantity]:
+        better |= {"lower": "a", "higher": "b"}
+    return known.model_copy(
+        update={
+            "ratio": interval.ratio,
+            "low": interval.low,
+            "high": interval.high,
+            "finding": interval.finding,
+            "better": better[interval.finding],
+            "largest_difference": interval.largest_difference,
+        }
+    )
+
+
+def caveats(
+    compared: Sequence[tuple[Configuration, Configuration]], pairs: Sequence[Pair], *, same_study: bool
+) -> list[str]:
+    """What a reader must know before believing the answer."""
+    found = [] if same_study else ["measured in different sessions: what changed in between is in no interval"]
+    methods = {d.method for p in pairs for d in p.differences}
+    if "one_run_assumed" in methods:
+        found.append("a side with one run: its run-to-run part is assumed, not measured; add cycles")
+    widths = [d.gain_allowance for p in pairs for d in p.differences if d.gain_allowance]
+    if widths:
+        share = f"±{100 * math.expm1(max(widths)):.0f} %"
+        found.append(f"joules from different GPUs: their sensors are not calibrated, so the interval includes {share}")
+    for k, letter in enumerate("AB"):
+        found += _of_side(letter, [pair[k] for pair in compared])
+    different = {name: values for pair in compared for name, values in _different_work(*pair).items()}
+    found += [f"not the same work: {n} is {x} in A, {y} in B" for n, (x, y) in different.items()]
+    return found
+
+
+def _of_side(letter: str, configurations: Sequence[Configuration]) -> list[str]:
+    results = [r for c in configurations for r in c.runs.values()]
+    bad = [r for r in results if r.verdict.state == "invalid"]
+    found = []
+    if any(r.synthetic for r in results):
+        found.append(f"{letter} is synthetic: pretended, not measured")
+    if bad:
+        why = next((reason.sentence for r in bad for reason in r.verdict.reasons), "no reason noted")
+        found.append(f"{len(bad)} of {len(results)} runs of {letter} are invalid and left out: {why}")
+    if any(r.verdict.state == "estimated" for r in results):
+        found.append(f"the energy of {letter} is a model's estimate, not a count of joules")
+    if any(r.random_weights for r in results):
+        found.append(f"the weights of {letter} are random")
+    return found
+
+
+def _different_work(a: Configuration, b: Configuration) -> dict[str, tuple[Any, Any]]:
+    """Settings that make the work another one, with their two values."""
+    one, other = (next(iter(c.runs.values()), None) for c in (a, b))
+    if one is None or other is None:
+        return {}
+    pairs = {name: (_setting(one, name), _setting(other, name)) for name in SAME_WORK}
+    return {name: values for name, values in pairs.items() if values[0] != values[1]}
+
+
+def _setting(result: ExperimentResult, name: str) -> Any:
+    return getattr(result, name) if name in ExperimentResult.model_fields else result.effective_config.get(name)
