@@ -255,3 +255,13 @@ def test_run_and_report_write_the_same_table(tmp_path: Path) -> None:
     assert llem("report", folder.relative_to(tmp_path), *flags, cwd=tmp_path).code == 0
 
     assert [(tmp_path / name).read_bytes() for name in ("t.csv", "t.parquet")] == first
+
+
+@pytest.mark.parametrize("words", [("report", "no-such-study"), ("results", "sweep")], ids=["report", "on a cluster"])
+def test_other_verbs_refuse_the_target_at_once(tmp_path: Path, words: tuple[str, str]) -> None:
+    """The target is looked at before the study or the cluster is asked for anything."""
+    ended = llem(*words, "--export-csv", "nowhere/table.csv", cwd=tmp_path)
+
+    assert ended.code == 2
+    assert len(ended.errors) == 1
+    assert "nowhere/table.csv" in ended.errors[0]
