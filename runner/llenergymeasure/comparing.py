@@ -354,7 +354,7 @@ def _of_side(letter: str, configurations: Sequence[Configuration]) -> list[str]:
     bad = [r for r in results if r.verdict.state == "invalid"]
     found = []
     if any(r.synthetic for r in results):
-        found.append(f"{letter} is synthetic: pretended, not measured")
+        found.append(f"{letter} is pretended, not measured")
     if bad:
         why = next((reason.sentence for r in bad for reason in r.verdict.reasons), "no reason noted")
         found.append(f"{len(bad)} of {len(results)} runs of {letter} are invalid and left out: {why}")

@@ -113,7 +113,7 @@ def _render(**content: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["breakable"] = lambda name: markupsafe.Markup(_breakable(markupsafe.escape(printable(name))))  # noqa: S704
+    environment.filters["breakable"] = lambda name: markupsafe.Markup(_breakable(markupsafe.escape(printable(name))))  # noqa: S704  (escaped just before)
     return environment.from_string(source).render(**content)
 
 

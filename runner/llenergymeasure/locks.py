@@ -212,7 +212,7 @@ def _holder(descriptor: int) -> str:
     try:
         who = json.loads(os.pread(descriptor, MAX_HOLDER_BYTES, 0))
         pid, study, since = int(who["pid"]), str(who["study"]), str(who["since"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
     named = f", study {study[:80]!r}" if study else ""
     return f"pid {pid} (as it sees itself){named}, since {since[:40]}, or by a run that it started"

@@ -62,9 +62,11 @@ def test_summary_goes_to_stdout_and_progress_to_stderr(single: Finished, study: 
 
 
 def test_summary_names_the_folder_of_the_results(single: Finished, study: Finished) -> None:
-    """The last line of the summary is where the files are."""
+    """The last lines of the summary are where the files are, and the page to open."""
     for finished in (single, study):
-        assert finished.ended.out.splitlines()[-1] == f"results: {finished.folder.relative_to(finished.cwd)}"
+        folder = finished.folder.relative_to(finished.cwd)
+        page = [f"report:  {folder}/report.html"] if finished is study else []
+        assert finished.ended.out.splitlines()[-1 - len(page) :] == [f"results: {folder}", *page]
 
 
 def test_summary_names_verdict_reason_and_fix(single: Finished) -> None:

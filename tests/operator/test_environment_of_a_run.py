@@ -14,8 +14,8 @@ from llenergymeasure.assignment import UPLOAD_SECONDS, read_assignment
 from llenergymeasure.object_store import Access
 
 RUNNER = Path(__file__).resolve().parents[2] / "runner" / "llenergymeasure"
-OF_A_STUDY = re.compile(r"LLEM_(OPERATOR|RUNNER)_")
-"""Variables that `llem experiment` does not act on: the operator's own, and how a study's runs are started."""
+OF_A_STUDY = re.compile(r"LLEM_((OPERATOR|RUNNER)_|LEASH_FD$|LOCK_DIR$|RUN_TOKEN$)")
+"""Variables that `llem experiment` does not act on: the operator's own, and how `llem run` starts runs and ends them."""
 
 
 def variables(**spec: Any) -> dict[str, str]:

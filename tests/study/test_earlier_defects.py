@@ -175,7 +175,7 @@ def test_token_is_on_no_command_line_and_in_no_file(tmp_path: Path) -> None:
     assert SECRET.encode() not in command_line
     assert SECRET not in ended.out + ended.err
     files = [p for p in (tmp_path / "results").rglob("*") if p.is_file()]
-    assert len(files) == 7
+    assert len(files) == 8
     assert [p.name for p in files if SECRET.encode() in p.read_bytes()] == []
 
 

@@ -154,14 +154,19 @@ def test_same_process_cannot_take_it_twice(folder: Path) -> None:
     take(A)
 
 
-def test_lock_lives_as_long_as_a_run_that_inherited_it(hold_elsewhere: Callable[..., subprocess.Popen[str]]) -> None:
+def test_lock_lives_as_long_as_a_run_that_inherited_it(
+    hold_elsewhere: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     """A study was killed but its run still computes: the GPU is not free before that has ended too."""
+    noted = tmp_path / "run"
     other = hold_elsewhere(
-        A, then='c = subprocess.Popen(["sleep", "600"], pass_fds=held); print(c.pid, file=open("run", "w"))'
+        A,
+        then=f'c = subprocess.Popen(["sleep", "600"], pass_fds=held); print(c.pid, file=open({str(noted)!r}, "w"), flush=True)',
     )
+    wait_until(lambda: noted.is_file() and noted.read_text().endswith("\n"))
     other.kill()
     other.communicate()
-    run = int(Path("run").read_text())
+    run = int(noted.read_text())
 
     with pytest.raises(StudyError, match="or by a run that it started"):
         take(A)
