@@ -161,7 +161,7 @@ def test_lock_lives_as_long_as_a_run_that_inherited_it(
     noted = tmp_path / "run"
     other = hold_elsewhere(
         A,
-        then=f'c = subprocess.Popen(["sleep", "600"], pass_fds=held); print(c.pid, file=open({str(noted)!r}, "w"), flush=True)',
+        then=f'c = subprocess.Popen(["sleep", "600"], pass_fds=held, stdout=-3); print(c.pid, file=open({str(noted)!r}, "w"), flush=True)',
     )
     wait_until(lambda: noted.is_file() and noted.read_text().endswith("\n"))
     other.kill()
@@ -343,7 +343,7 @@ NEEDED = {
     "pretended engine, the user wants none": ({"energy": {"backend": "auto"}}, "none", []),
     "real engine without joules": ({**REAL, "energy": {"backend": "none"}}, "auto", [A]),
     "real engine on the first GPU": (REAL, "auto", [A]),
-    "real engine on two GPUs": ({"backend": "vllm", "vllm": {"engine": {"tensor_parallel_size": 2}}}, "auto", [A, B]),
+    "real engine on two GPUs": ({"backend": "vllm", "vllm": {"tensor_parallel_size": 2}}, "auto", [A, B]),
 }
 
 
