@@ -2,6 +2,7 @@
 
 import signal
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,24 @@ def test_gaps_are_announced_with_the_way_out(tmp_path: Path) -> None:
         assert child.stderr.readline() == "note: pauses add 10 min; --no-gaps leaves them out\n"
         child.send_signal(signal.SIGINT)
         child.wait(timeout=20)
+
+
+@pytest.mark.parametrize("paced", [True, False], ids=["with gaps", "--no-gaps"])
+@pytest.mark.parametrize("order", ["sequential", "interleaved", "shuffled", "latin_square"])
+def test_order_and_gaps_on_the_clock_are_those_of_the_plan(tmp_path: Path, order: str, paced: bool) -> None:
+    """Starts read from the manifest are in the plan's order, each at least its gap after the window before it."""
+    execution = {"n_cycles": 2, "cycle_order": order, "config_gap_seconds": 0.4, "cycle_gap_seconds": 0.9}
+    study, watcher = make(TWO_BY_TWO, {"execution": execution}), Watcher(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+
+    done = studies.execute(study, UserConfig(), parent=tmp_path / "out", observer=watcher, gaps=paced)
+
+    plan = make_plan(study)
+    rows = {r.index: r for r in manifest(done.folder).rows}
+    assert sorted(rows, key=lambda i: rows[i].started_at) == [r.index for r in plan.runs]  # type: ignore[arg-type, return-value]
+    ended = {i: r.start_time + timedelta(seconds=r.phases["window"].end_s) for i, r in done.rebuilt.by_index().items()}
+    planned = studies.planned_gaps_s(study, plan.runs, UserConfig())[1:]
+    waited = [(rows[b.index].started_at - ended[a.index]).total_seconds() for a, b in pairwise(plan.runs)]  # type: ignore[operator]
+    if paced:
+        assert [w >= gap for w, gap in zip(waited, planned, strict=True)] == [True] * 3, (waited, planned)
+    assert len([e for e in watcher.heard if e[0] == "pause"]) == (3 if paced else 0)
