@@ -61,12 +61,8 @@ def _sentence(d: Difference) -> str:
             f"({bounds}, {_runs(d)})."
         )
     verb, fewer, more = SAYS[d.quantity]
-    sides = "fewer" if d.finding == "lower" else "more"
-    if d.ratio > 2:
-        size, interval = f"{number(d.ratio, 3)} times the", f"{number(d.low, 3)} to {number(d.high, 3)} times"
-        return f"B {verb} {size} {words} of A (95 % interval {interval}, {_runs(d)})."
     less, size, most = _percents(d.ratio, d.low, d.high)
-    word = fewer if sides == "fewer" else more
+    word = fewer if d.finding == "lower" else more
     return f"B {verb} {size} % {word} {words} than A (95 % interval {less} to {most} %, {_runs(d)})."
 
 

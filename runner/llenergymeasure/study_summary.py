@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from llenergymeasure.core.config import StudyConfig
 from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.plan import Plan
-from llenergymeasure.core.result import ExperimentResult, FailedRun, StudyResult, over_cycles
-from llenergymeasure.core.study_statistics import comparisons_of
+from llenergymeasure.core.result import ExperimentResult, FailedRun, StudyResult
+from llenergymeasure.core.study_statistics import comparisons_of, over_cycles
 
 
 def summarise(

@@ -15,9 +15,9 @@ from llenergymeasure.core.result import (
     ExperimentResult,
     StudyResult,
     latency_statistics,
-    over_cycles,
     scalars,
 )
+from llenergymeasure.core.study_statistics import over_cycles
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 REQUIRED: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """The record of one experiment and of a study: quantities carry their unit, null means not measured, with a reason."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,7 @@ from pydantic import Field
 from llenergymeasure.core.comparison import QuantityComparison
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.rows import run_columns, single_values, study_rows, values_of
-from llenergymeasure.core.statistics import Statistic, percentile, statistic
+from llenergymeasure.core.statistics import Statistic, percentile
 from llenergymeasure.core.tables import arrow_table, data_frame
 from llenergymeasure.core.verdict import Verdict
 
@@ -252,38 +252,8 @@ class StudyResult(Record):
         return data_frame(study_rows(self, ExperimentResult), run_columns(ExperimentResult))
 
 
-STATISTICS_OVER = (
-    "energy_per_output_token_j",
-    "energy_adjusted_per_output_token_j",
-    "tokens_per_second",
-    "mean_power_w",
-    "duration_s",
-    "latency.mean_ms",
-    "latency.p50_ms",
-    "latency.p95_ms",
-)
 JUDGED = ("energy_per_output_token_j", "energy_adjusted_per_output_token_j", "mean_power_w")
 """Quantities that a verdict of `invalid` disqualifies: only believed cycles enter their statistics."""
-
-
-def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResult]) -> ExperimentStatistics:
-    """Statistics of one experiment's results, one per cycle."""
-    found = list(results)
-    verdicts: dict[str, int] = {}
-    for result in found:
-        verdicts[result.verdict.state] = verdicts.get(result.verdict.state, 0) + 1
-    believed = [r for r in found if r.verdict.state != "invalid"]
-    columns = {
-        name: [v for r in (believed if name in JUDGED else found) if (v := quantity(r, name)) is not None]
-        for name in STATISTICS_OVER
-    }
-    return ExperimentStatistics(
-        config_hash=config_hash,
-        summary=summary,
-        cycles_completed=len(found),
-        verdicts=verdicts,
-        statistics={k: s for k, v in columns.items() if (s := statistic(v)) is not None},
-    )
 
 
 def quantity(result: ExperimentResult, name: str) -> float | None:

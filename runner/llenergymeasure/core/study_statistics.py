@@ -1,4 +1,4 @@
-"""What a study's repeated results say: the figures that may be compared, and the comparison of its configurations."""
+"""What a study's repeated results say: statistics of each configuration, and what sets configurations apart."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,10 +9,42 @@ from llenergymeasure.core.comparison import (
     Shares,
     compare_all,
 )
-from llenergymeasure.core.result import ExperimentResult, quantity
+from llenergymeasure.core.result import JUDGED, ExperimentResult, ExperimentStatistics, quantity
+from llenergymeasure.core.statistics import statistic
+
+STATISTICS_OVER = (
+    "energy_per_output_token_j",
+    "energy_adjusted_per_output_token_j",
+    "tokens_per_second",
+    "mean_power_w",
+    "duration_s",
+    "latency.mean_ms",
+    "latency.p50_ms",
+    "latency.p95_ms",
+)
 
 Cycles = Mapping[int, ExperimentResult]
 """Results of one configuration by cycle."""
+
+
+def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResult]) -> ExperimentStatistics:
+    """Statistics of one experiment's results, one per cycle."""
+    found = list(results)
+    verdicts: dict[str, int] = {}
+    for result in found:
+        verdicts[result.verdict.state] = verdicts.get(result.verdict.state, 0) + 1
+    believed = [r for r in found if r.verdict.state != "invalid"]
+    columns = {
+        name: [v for r in (believed if name in JUDGED else found) if (v := quantity(r, name)) is not None]
+        for name in STATISTICS_OVER
+    }
+    return ExperimentStatistics(
+        config_hash=config_hash,
+        summary=summary,
+        cycles_completed=len(found),
+        verdicts=verdicts,
+        statistics={k: s for k, v in columns.items() if (s := statistic(v)) is not None},
+    )
 
 
 def comparisons_of(

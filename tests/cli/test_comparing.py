@@ -1,0 +1,305 @@
+"""What `llem compare A B` answers: between cycles, studies, single runs and boards; what it leaves out and refuses."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.stats
+
+from cli.conftest import Finished
+from cli.process import Ended, llem, start, write
+from llenergymeasure import ExperimentResult
+from llenergymeasure.comparing import Comparison, Configuration, Difference, Side, compare
+from llenergymeasure.comparison_text import answer, comparison_json, comparison_text
+from llenergymeasure.core.errors import StudyError
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+A5 = (2.00, 2.02, 1.99, 2.01, 2.00)
+B5 = (1.76, 1.77, 1.75, 1.765, 1.758)
+
+
+def run(name: str, joules: float | None, **more: Any) -> ExperimentResult:
+    """A believed run with this many joules per output token on GPU-0."""
+    fields: dict[str, Any] = {
+        "experiment_id": name, "measurement_config_hash": "h", "model": "m", "backend": "b",
+        "measurement_methodology": "windowed", "input_tokens": 1, "output_tokens": 10, "total_tokens": 11, "requests": 1,
+        "verdict": {"state": "valid" if joules is not None else "unmeasured"}, "duration_s": 20.0,
+        "tokens_per_second": 100.0, "total_tokens_per_second": 110.0, "requests_per_second": 1.0,
+        "start_time": NOW, "end_time": NOW, "energy_per_output_token_j": joules,
+        "energy_per_device_j": {"GPU-0": 1.0} if joules is not None else None,
+        "effective_config": {"n": 100, "dataset": "builtin"},
+    }  # fmt: skip
+    return ExperimentResult.model_validate({**fields, **more})
+
+
+def configuration(digest: str, joules: Sequence[float | None], **more: Any) -> Configuration:
+    """A configuration with one run per figure."""
+    runs = {c: run(f"{digest}/{c}/{joules}", j, **more) for c, j in enumerate(joules, 1)}
+    return Configuration(digest, f"configuration {digest}", runs)
+
+
+def side(*configurations: Configuration, uri: str = "a", picked: int | None = None, order: str = "shuffled") -> Side:
+    """A study of these configurations."""
+    return Side(uri, uri, order, configurations, picked)
+
+
+def inside(one: Configuration, other: Configuration, order: str = "shuffled") -> Comparison:
+    """Two configurations of one study, the second against the first."""
+    return compare(side(one, other, picked=0, order=order), side(one, other, picked=1, order=order))
+
+
+def between(one: Configuration, other: Configuration) -> Comparison:
+    """The only configurations of two studies."""
+    return compare(side(one), side(other, uri="b"))
+
+
+def energy(found: Comparison) -> Difference:
+    """The headline of the only pair."""
+    (pair,) = found.pairs
+    return pair.differences[0]
+
+
+def width(found: Comparison) -> float:
+    """The whole width of the headline's interval as a difference of logarithms."""
+    d = energy(found)
+    assert d.low is not None
+    assert d.high is not None
+    return math.log(d.high / d.low)
+
+
+def test_two_of_one_study_are_compared_within_cycles() -> None:
+    """The interval is that of the paired differences, and the sentence says all of it."""
+    logs = [math.log(b / a) for a, b in zip(A5, B5, strict=True)]
+    wanted = scipy.stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+
+    found = inside(configuration("aa", A5), configuration("bb", B5))
+
+    d = energy(found)
+    assert (d.method, d.finding, d.better, d.a_runs) == ("within_cycles", "lower", "b", 5)
+    assert (d.low, d.high) == pytest.approx((math.exp(wanted.low), math.exp(wanted.high)))
+    said = re.fullmatch(
+        r"B needs 12\.\d+ % fewer joules per output token than A "
+        r"\(95 % interval ([\d.]+) to ([\d.]+) %, 5 cycles each\)\.",
+        answer(found),
+    )
+    assert said is not None
+    assert (float(said[1]), float(said[2])) == pytest.approx(
+        (100 * (1 - math.exp(wanted.high)), 100 * (1 - math.exp(wanted.low))), abs=0.06
+    )
+
+
+def test_drift_blurs_only_what_is_not_compared_within_cycles() -> None:
+    """A machine that gets 10 % hungrier over the study widens nothing inside it, but everything between studies."""
+    one, other = ([j * 1.025**c for c, j in enumerate(row)] for row in (A5, B5))
+    both = configuration("aa", one), configuration("bb", other)
+
+    assert width(inside(*both)) == pytest.approx(width(inside(configuration("aa", A5), configuration("bb", B5))))
+    assert width(between(*both)) > 5 * width(inside(*both))
+
+
+def test_different_studies_are_compared_by_configuration() -> None:
+    """What both have is compared with itself; the answer counts."""
+    a = side(configuration("aa", A5), configuration("bb", B5), configuration("cc", A5))
+    b = side(configuration("bb", A5), configuration("aa", B5), configuration("dd", B5), uri="b")
+
+    found = compare(a, b)
+
+    assert [(p.a_hash, p.b_hash, p.differences[0].finding) for p in found.pairs] == [
+        ("aa", "aa", "lower"),
+        ("bb", "bb", "higher"),
+    ]
+    assert found.claims == 2
+    assert "in 2 common configurations: fewer in 1, more in 1." in answer(found)
+    assert found.caveats[0].startswith("measured in different sessions")
+    assert comparison_text(found).count("J/output token") == 2
+
+
+def test_without_common_configurations_the_best_are_compared() -> None:
+    """Best of A against best of B, with an interval for all the pairs that might have been chosen."""
+    a = side(configuration("aa", B5), configuration("bb", A5))
+    b = side(configuration("cc", A5), configuration("dd", [j * 1.5 for j in A5]), uri="b")
+
+    found = compare(a, b)
+
+    assert [(p.a_hash, p.b_hash) for p in found.pairs] == [("aa", "cc")]
+    assert (found.chosen, found.claims) == ("the best of each side", 4)
+
+
+def test_named_configuration_meets_the_best_of_the_others() -> None:
+    """PLACE#HASH against PLACE is that configuration against the best of the others."""
+    three = (configuration("aa", B5), configuration("bb", A5), configuration("cc", [j * 1.2 for j in A5]))
+
+    found = compare(side(*three, picked=0), side(*three))
+
+    assert [(p.a_hash, p.b_hash) for p in found.pairs] == [("aa", "bb")]
+    assert found.claims == 3
+
+
+def test_no_difference_names_what_may_still_be_there() -> None:
+    """Absence of evidence comes with its size."""
+    found = inside(configuration("aa", (2.0, 2.02, 1.98)), configuration("bb", (2.01, 1.99, 2.0)))
+
+    d = energy(found)
+    assert (d.finding, d.better) == ("no_difference", None)
+    assert d.low is not None
+    assert d.high is not None
+    assert d.largest_difference == max(d.high - 1, 1 - d.low)
+    start_of_it = (
+        "No difference in joules per output token is seen between A and B; the 95 % interval still allows one of"
+    )
+    assert answer(found).startswith(f"{start_of_it} {100 * d.largest_difference:.2g} %")
+
+
+def test_one_run_each_rests_on_what_the_runs_say_of_themselves() -> None:
+    """Two runs of ±2 % are compared, and it says what is assumed; speeds have no such figure and no claim."""
+    one, other = (configuration(h, [j], uncertainty={"comparison": 0.02}) for h, j in (("aa", 2.0), ("bb", 1.5)))
+
+    found = between(one, other)
+
+    speed = found.pairs[0].differences[1]
+    assert energy(found).method == "one_run_assumed"
+    assert width(found) / 2 == pytest.approx(0.02 * math.sqrt(2), rel=1e-3)
+    assert (speed.ratio, speed.low, speed.finding) == (1.0, None, None)
+    assert (speed.reason or "").startswith("one_run: ")
+    assert "one run each, run-to-run part assumed" in answer(found)
+
+
+def test_one_run_without_uncertainty_claims_nothing() -> None:
+    """Where a run does not say how sure it is, nobody is."""
+    found = between(configuration("aa", [2.0]), configuration("bb", [1.0]))
+
+    assert energy(found).finding is None
+    assert answer(found).startswith("No claim about joules per output token: a single run does not say")
+
+
+def test_sequential_order_claims_nothing_inside_a_study() -> None:
+    """Configurations that ran one after the other cannot be told from the machine's drift."""
+    found = inside(configuration("aa", A5), configuration("bb", B5), order="sequential")
+
+    assert [d.finding for d in found.pairs[0].differences] == [None] * 3
+    assert "cycle_order shuffled" in answer(found)
+
+
+def test_different_boards_have_their_gain_in_the_interval() -> None:
+    """12 % between two uncalibrated boards is no difference; on one board it is. Speed does not care."""
+    here, there = (
+        between(configuration("aa", A5), configuration("bb", B5, energy_per_device_j={uuid: 1.0}))
+        for uuid in ("GPU-0", "GPU-1")
+    )
+
+    assert energy(here).finding == "lower"
+    assert energy(there).finding == "no_difference"
+    assert there.pairs[0].differences[1].gain_allowance == 0
+    assert any("different GPUs" in c for c in there.caveats)
+    assert not any("different GPUs" in c for c in here.caveats)
+
+
+def test_invalid_runs_are_left_out_and_named() -> None:
+    """A run that may not be believed has no say, and the reader hears of it."""
+    broken = run("x", 50.0, verdict={"state": "invalid", "reasons": [{"code": "c", "sentence": "Hot.", "fix": "f"}]})
+    one = configuration("aa", A5)
+
+    found = inside(Configuration("aa", one.summary, {**one.runs, 3: broken}), configuration("bb", B5))
+
+    assert energy(found).a_runs == 4
+    assert energy(found).finding == "lower"
+    assert "1 of 5 runs of A are invalid and left out: Hot." in found.caveats
+
+
+CAVEATS = [
+    pytest.param({"synthetic": True}, "B is pretended, not measured", id="synthetic"),
+    pytest.param({"random_weights": True}, "the weights of B are random", id="random weights"),
+    pytest.param({"verdict": {"state": "estimated"}}, "the energy of B is a model's estimate", id="estimate"),
+    pytest.param({"model": "other"}, "not the same work: model is m in A, other in B", id="model"),
+    pytest.param({"effective_config": {"n": 9, "dataset": "builtin"}}, "n is 100 in A, 9 in B", id="prompts"),
+    pytest.param({"effective_config": {"n": 100, "dataset": "x"}}, "dataset is builtin in A, x in B", id="dataset"),
+]
+
+
+@pytest.mark.parametrize(("fields", "says"), CAVEATS)
+def test_what_limits_the_answer_is_said(fields: dict[str, Any], says: str) -> None:
+    """A number that cannot be taken at its face comes with the reason."""
+    found = between(configuration("aa", A5), configuration("bb", B5, **fields))
+
+    assert says in comparison_text(found)
+    assert any(says in c for c in json.loads(comparison_json(found))["caveats"])
+
+
+def test_energy_that_is_missing_leaves_the_speed() -> None:
+    """Without joules the answer says so, and goes on with what is known."""
+    fast = {c: run(f"f{c}", 2.0, tokens_per_second=v) for c, v in enumerate((130.0, 131.0, 130.5))}
+
+    found = between(configuration("aa", [None] * 3), Configuration("bb", "b", fast))
+
+    assert answer(found).startswith("No claim about joules per output token: A has none. B makes 30")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "says"),
+    [
+        pytest.param(side(configuration("aa", A5), configuration("bb", B5)), None, "are one study", id="nothing named"),
+        pytest.param(side(configuration("aa", A5), picked=0), None, "hold the same runs", id="the same configuration"),
+        pytest.param(
+            side(configuration("aa", [])), side(configuration("bb", A5), uri="b"), "no run may be believed", id="no run"
+        ),
+    ],
+)
+def test_unclear_questions_are_refused(a: Side, b: Side | None, says: str) -> None:
+    """What cannot be answered is said, with what may be asked."""
+    with pytest.raises(StudyError, match=says):
+        compare(a, b or a)
+
+
+def test_command_takes_configurations_by_the_beginning_of_their_hash(
+    quick_llem: Callable[..., Ended], study: Finished
+) -> None:
+    """A study's folder with #HASH; what is unclear lists what there is; short windows are no ground for claims."""
+    rows = json.loads((study.folder / "study_manifest.json").read_bytes())["rows"]
+    ok, failing = (next(r["config_hash"] for r in rows if r["status"] == s) for s in ("completed", "failed"))
+
+    nothing = quick_llem("compare", study.folder, study.folder)
+    unknown = quick_llem("compare", f"{study.folder}#ffffffffffff", study.folder)
+    answered = quick_llem("compare", f"{study.folder}#{ok}", f"{study.folder}#{failing[:6]}", "--json")
+
+    assert (nothing.code, unknown.code) == (1, 1)
+    assert f"name two of its configurations with #HASH: {ok[:8]} (" in nothing.err
+    assert "'ffffffffffff' is the beginning of no configuration's hash; there are" in unknown.err
+    assert answered.code == 0, answered.err
+    assert json.loads(answered.out)["answer"].startswith("No claim about joules per output token: ")
+    assert json.loads(answered.out)["pairs"][0]["a_hash"] == ok
+
+
+@pytest.mark.slow
+def test_real_studies_of_known_truth_are_compared(tmp_path: Path) -> None:
+    """300 W against 270 W in one study, and 330 W in another: the truth lies in each interval."""
+    body: dict[str, Any] = {
+        "measurement": {"min_duration_seconds": 5.2}, "synthetic": {"decode_ms_per_step": 20}, "name": "x",
+        "execution": {"n_cycles": 2, "config_gap_seconds": 0, "cycle_gap_seconds": 0},
+    }  # fmt: skip
+    for name, watts in (("one", [300, 270]), ("two", [330])):
+        write(tmp_path, body, {"sweep": {"energy.simulated.load_power_w": watts}}, name=f"{name}.yaml")
+    running = [start("run", f"{name}.yaml", "-o", name, cwd=tmp_path) for name in ("one", "two")]
+    ends = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], ends
+    (one,), (two,) = (list((tmp_path / name).iterdir()) for name in ("one", "two"))
+    stored = [ExperimentResult.from_json(p) for p in sorted(one.glob("runs/*/result.json"))]
+    digests = {r.effective_config["energy"]["simulated"]["load_power_w"]: r.measurement_config_hash for r in stored}
+
+    within = llem("compare", f"{one}#{digests[300][:8]}", f"{one}#{digests[270][:8]}", "--json", cwd=tmp_path)
+    across = llem("compare", f"{one}#{digests[300][:8]}", two, "--json", cwd=tmp_path)
+    text = llem("compare", one, two, cwd=tmp_path)
+
+    assert (within.code, across.code, text.code) == (0, 0, 0), within.err + across.err + text.err
+    for ended, truth, method in ((within, 0.9, "within_cycles"), (across, 1.1, "different_sessions")):
+        found = energy(Comparison.model_validate(json.loads(ended.out)))
+        assert found.method == method
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low <= truth <= found.high
+    assert text.out.startswith("B needs ")
+    assert "Compared: the best of each side." in text.out
