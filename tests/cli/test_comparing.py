@@ -237,6 +237,7 @@ def test_energy_that_is_missing_leaves_the_speed() -> None:
     found = between(configuration("aa", [None] * 3), Configuration("bb", "b", fast))
 
     assert answer(found).startswith("No claim about joules per output token: A has none. B makes 30")
+    assert [d.better for d in found.pairs[0].differences] == [None, "b", None]
 
 
 @pytest.mark.parametrize(

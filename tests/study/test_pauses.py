@@ -53,7 +53,7 @@ def test_gap_before_each_run(energy: dict[str, object], execution: dict[str, obj
 
 
 def test_gaps_are_kept_on_the_clock(tmp_path: Path) -> None:
-    """Between the end of a window and the start of the next run at least its gap passes, and the observer is told."""
+    """Between a window and the start of the next run at least its gap passes; what is left of it is told."""
     study = make(
         TWO_BY_TWO,
         {
@@ -73,9 +73,8 @@ def test_gaps_are_kept_on_the_clock(tmp_path: Path) -> None:
     ended = [r.start_time + timedelta(seconds=r.phases["window"].end_s) for r in done.rebuilt.results]
     waited = [(b.started_at - end).total_seconds() for b, end in zip(rows[1:], ended[:-1], strict=True)]  # type: ignore[operator]
     assert [w >= gap for w, gap in zip(waited, [0.6, 1.2, 0.6], strict=True)] == [True] * 3, waited
-    assert [e[0] for e in watcher.heard if e[0] != "end"] == ["start", *["pause", "start"] * 3]
-    told = [e[1] for e in watcher.heard if e[0] == "pause"]
-    assert all(0 < t <= gap for t, gap in zip(told, [0.6, 1.2, 0.6], strict=True)), told
+    told = [e[1] for e in watcher.heard if e[0] == "pause"]  # none where the end of a run took longer than its pause
+    assert all(0 < t <= 1.2 for t in told), told
 
 
 def test_no_gaps_leaves_them_out(tmp_path: Path) -> None:
@@ -125,4 +124,5 @@ def test_order_and_gaps_on_the_clock_are_those_of_the_plan(tmp_path: Path, order
     waited = [(rows[b.index].started_at - ended[a.index]).total_seconds() for a, b in pairwise(plan.runs)]  # type: ignore[operator]
     if paced:
         assert [w >= gap for w, gap in zip(waited, planned, strict=True)] == [True] * 3, (waited, planned)
-    assert len([e for e in watcher.heard if e[0] == "pause"]) == (3 if paced else 0)
+    else:
+        assert [e for e in watcher.heard if e[0] == "pause"] == []
