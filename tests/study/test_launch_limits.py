@@ -109,7 +109,10 @@ def test_hang_before_the_engines_load_is_bounded_too(
 ENDINGS = {
     "stuck": "time.sleep(600)",
     "stuck in native code": NATIVE_HANG,
-    "a worker keeps the pipe open": "worker(); send(message); time.sleep(600)",
+    "a worker keeps the pipe open": (
+        "worker(); from llenergymeasure import result_message; result_message.send(descriptor, message[:-1]); "
+        "time.sleep(600)"
+    ),
     "killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "crashed": "ctypes.string_at(0)",
 }
