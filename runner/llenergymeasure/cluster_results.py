@@ -16,7 +16,8 @@ from llenergymeasure.core.plan import describe_all
 from llenergymeasure.core.result import JUDGED, ExperimentStatistics
 from llenergymeasure.core.statistics import statistic
 from llenergymeasure.core.termination import Numbers
-from llenergymeasure.report import DASH, PRETENDED, comparison, counted, grid
+from llenergymeasure.report import PRETENDED, comparison, grid
+from llenergymeasure.wording import DASH, counted
 
 KILO, MEBI = 1000, 1024**2 / 1e6  # mJ to J; MiB to MB
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from llenergymeasure import cluster_status as status
 from llenergymeasure.cluster_status import Resource, age_text, condition, fails, holds, message_of, name_of, sentence
-from llenergymeasure.report import DASH, counted, grid, number
+from llenergymeasure.report import grid
+from llenergymeasure.wording import DASH, counted, number
 
 MOST_ROWS = 40
 """A study's page shows its runs one by one up to this many; above, as ranges of indexes."""

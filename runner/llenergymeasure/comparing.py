@@ -33,6 +33,7 @@ from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.core.study_statistics import believed, board_shares, figures
 from llenergymeasure.object_store import Access, open_place
 from llenergymeasure.stored_study import Rebuilt, rebuild
+from llenergymeasure.study_summary import by_position
 
 Method = Literal["within_cycles", "different_sessions", "one_run_assumed"]
 SAME_WORK = ("model", "model_revision", "dataset", "dataset_sha256", "n", "max_input_tokens", "max_output_tokens")
@@ -122,14 +123,9 @@ def read_side(text: str, access: Access) -> Side:
 
 def side_of(rebuilt: Rebuilt, name: str) -> Side:
     """A study as a side."""
-    results, plan = rebuilt.by_index(), make_plan(rebuilt.config)
-    summaries = describe_all(rebuilt.config.experiments)
-    hashes: dict[int, str] = {}
-    runs: dict[int, dict[int, ExperimentResult]] = {}
-    for run in plan.runs:
-        hashes[run.position] = run.config_hash
-        if run.index in results:
-            runs.setdefault(run.position, {})[run.cycle] = results[run.index]
+    plan, summaries = make_plan(rebuilt.config), describe_all(rebuilt.config.experiments)
+    hashes = {run.position: run.config_hash for run in plan.runs}
+    runs = by_position(plan, rebuilt.by_index())
     configurations = [Configuration(hashes[i], summary, runs.get(i, {})) for i, summary in enumerate(summaries)]
     return Side(name, rebuilt.place.uri, rebuilt.config.execution.cycle_order, configurations)
 

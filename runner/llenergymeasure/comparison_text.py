@@ -5,7 +5,8 @@ import math
 
 from llenergymeasure.comparing import Comparison, Difference, Pair
 from llenergymeasure.core.comparison import ENERGY, LATENCY, SPEED
-from llenergymeasure.report import DASH, counted, grid, number
+from llenergymeasure.report import grid
+from llenergymeasure.wording import DASH, counted, number
 
 WORDS = {ENERGY: "joules per output token", SPEED: "output tokens per second", LATENCY: "batch latency (p50)"}
 HEADS = {ENERGY: "J/output token", SPEED: "tokens/s", LATENCY: "batch p50 (ms)"}

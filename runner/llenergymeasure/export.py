@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.identity import canonical
 from llenergymeasure.core.manifest import ManifestRow
@@ -36,7 +35,7 @@ def run_rows(studies: "Sequence[Rebuilt]") -> list[dict[str, Any]]:
 
 def _rows_of(rebuilt: "Rebuilt") -> list[dict[str, Any]]:
     results, quantities = rebuilt.by_index(), single_values(ExperimentResult)
-    configs = _configs(rebuilt.config.experiments)
+    configs = [canonical(e) for e in rebuilt.config.experiments]  # as a run of it would note it
     positions = {r.index: r.position for r in make_plan(rebuilt.config).runs}
     rows = []
     for told in rebuilt.manifest.rows:
@@ -44,11 +43,6 @@ def _rows_of(rebuilt: "Rebuilt") -> list[dict[str, Any]]:
         config = configs[positions[told.index]] if result is None else result.effective_config
         rows.append(run_row(_facts(rebuilt, told), result, config, quantities))
     return rows
-
-
-def _configs(experiments: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """What a run of each experiment would note as its effective configuration."""
-    return [canonical(e) for e in experiments]
 
 
 def _facts(rebuilt: "Rebuilt", told: ManifestRow) -> RunFacts:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from llenergymeasure.core.comparison import PairComparison, QuantityComparison
+from llenergymeasure.core.comparison import ENERGY, SPEED, PairComparison, QuantityComparison
 from llenergymeasure.core.result import ExperimentResult, ExperimentStatistics, StudyResult
 from llenergymeasure.wording import counted, number, percent, plus_minus
 
-ENERGY, SPEED, LATENCY, POWER = "energy_per_output_token_j", "tokens_per_second", "latency.p50_ms", "mean_power_w"
+POWER = "mean_power_w"
 NAMED_AT_MOST = 3  # configurations in one sentence
 
 
@@ -175,12 +175,16 @@ def _sureness(order: Sequence[Ranked], quantity: str, told: Sequence[Told]) -> t
     sentences = []
     if rivals[0].study != best.study:
         sentences.append(f"{_next_ratio(best, rivals[0], quantity)}, in another study.")
-    comparison = next((c for c in told[best.study].study.comparisons if c.quantity == quantity), None)
+    comparison = _comparison(told[best.study].study, quantity)
     own = [r for r in rivals if r.study == best.study]
     sentences += _within(best, own, quantity, comparison) if own else []
     if len({r.study for r in [best, *rivals]}) > 1:
         sentences.append("Studies are ranked by their means: how sure a difference is can only be told within a study.")
     return tuple(sentences)
+
+
+def _comparison(study: StudyResult, quantity: str) -> QuantityComparison | None:
+    return next((c for c in study.comparisons if c.quantity == quantity), None)
 
 
 def _next_ratio(best: Ranked, rival: Ranked, quantity: str, pair: PairComparison | None = None) -> str:
@@ -250,7 +254,7 @@ def alike(told: Sequence[Told], found: Headline) -> frozenset[str]:
     """Hashes of the configurations of the best one's study that cannot be told apart from it."""
     if found.best is None:
         return frozenset()
-    comparison = next((c for c in told[found.best.study].study.comparisons if c.quantity == found.quantity), None)
+    comparison = _comparison(told[found.best.study].study, found.quantity)
     pairs = _pairs_with(found.best, comparison) if comparison else {}
     return frozenset(digest for digest, pair in pairs.items() if pair.finding == "no_difference")
 
@@ -300,7 +304,7 @@ def verdict_text(verdicts: Mapping[str, int]) -> str:
 
 def drift_text(study: StudyResult, quantity: str) -> str | None:
     """The last cycle against the first, over all configurations; None if it was not computed."""
-    comparison = next((c for c in study.comparisons if c.quantity == quantity), None)
+    comparison = _comparison(study, quantity)
     drift = comparison.drift if comparison else None
     if drift is None:
         return None

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from llenergymeasure import __version__, export, findings, report_content
+from llenergymeasure.core.comparison import ENERGY, LATENCY, SPEED
 from llenergymeasure.core.errors import BackendMissingError
 from llenergymeasure.core.tables import csv_text
-from llenergymeasure.findings import ENERGY, LATENCY, SPEED, Headline, Ranked, Told
+from llenergymeasure.findings import Headline, Ranked, Told
 from llenergymeasure.html_pictures import (
     MISSING_EXTRA,
     draw_dots,
@@ -240,7 +241,8 @@ def _traces(rebuilt: Rebuilt, order: Sequence[Ranked], place: int) -> tuple[list
     rows, results = {r.index: r for r in rebuilt.manifest.rows}, rebuilt.by_index()
     ranks = {r.experiment.config_hash: r.rank for r in order}
     wanted = sorted(results, key=lambda i: (rows[i].cycle, ranks.get(rows[i].config_hash, 0), i))
-    wanted = sorted(wanted, key=lambda i: rows[i].cycle != _first_cycle(rebuilt, rows[i].config_hash))
+    first = _first_cycles(rebuilt)
+    wanted = sorted(wanted, key=lambda i: rows[i].cycle != first[rows[i].config_hash])
     found, broken = _readable_traces(rebuilt, wanted[:TRACES_AT_MOST])
     top_w = max((w for t in found.values() for line in t.lines for w in line.high_w), default=0.0)
     names = brief_names([r.summary for r in rebuilt.manifest.rows])
@@ -253,7 +255,7 @@ def _traces(rebuilt: Rebuilt, order: Sequence[Ranked], place: int) -> tuple[list
         described = f"Window of {number(drawn.duration_s, 3)} s. {power}"
         picture = svg(draw_trace(drawn, top_w=top_w), f"trace-{place}-{index}", f"Power of {caption}", described)
         pictures.append(Picture(picture, f"{caption}: {power}" if power else caption))
-    firsts = sum(rows[i].cycle == _first_cycle(rebuilt, rows[i].config_hash) for i in found)
+    firsts = sum(rows[i].cycle == first[rows[i].config_hash] for i in found)
     shown = min(TRACES_SHOWN, firsts)
     return pictures[:shown], pictures[shown:], _left_out(len(wanted) - TRACES_AT_MOST, broken)
 
@@ -279,7 +281,10 @@ def _left_out(further: int, broken: int) -> str:
     return " ".join(parts)
 
 
-def _first_cycle(rebuilt: Rebuilt, config_hash: str) -> int:
-    return min(
-        (r.cycle for r in rebuilt.manifest.rows if r.config_hash == config_hash and r.status == "completed"), default=1
-    )
+def _first_cycles(rebuilt: Rebuilt) -> dict[str, int]:
+    """The first completed cycle of each configuration, by its hash."""
+    first: dict[str, int] = {}
+    for row in rebuilt.manifest.rows:
+        if row.status == "completed":
+            first[row.config_hash] = min(row.cycle, first.get(row.config_hash, row.cycle))
+    return first

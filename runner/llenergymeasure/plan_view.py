@@ -7,9 +7,10 @@ from llenergymeasure import preflight
 from llenergymeasure.core.config import StudyConfig
 from llenergymeasure.core.identity import canonical
 from llenergymeasure.core.plan import Plan, describe_all, make_plan
-from llenergymeasure.report import counted, duration_text, grid
+from llenergymeasure.report import grid
 from llenergymeasure.study import planned_gaps_s
 from llenergymeasure.user_config import UserConfig
+from llenergymeasure.wording import counted, duration_text
 
 
 def plan_text(study: StudyConfig, user: UserConfig, *, with_runs: bool) -> str:

@@ -7,12 +7,13 @@ from tqdm import tqdm
 
 from llenergymeasure.core.plan import Run
 from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.study_runner import Observer
 from llenergymeasure.wording import counted, duration_text, number
 
 LONG_S = 300.0  # above this, -v says what a shorter run would take
 
 
-class Progress:
+class Progress(Observer):
     """An observer of a study that draws; `verbose` also writes every event."""
 
     def __init__(self, total: int = 0, *, quiet: bool = False, verbose: bool = False) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
+from llenergymeasure.core.comparison import ENERGY, LATENCY, SPEED
 from llenergymeasure.core.errors import LLEMError, PreFlightError
 from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.result import (
@@ -14,9 +15,6 @@ from llenergymeasure.core.result import (
 from llenergymeasure.core.statistics import Statistic
 from llenergymeasure.core.sweep import reasons
 from llenergymeasure.findings import (
-    ENERGY,
-    LATENCY,
-    SPEED,
     Ranked,
     Told,
     headline,
@@ -26,9 +24,7 @@ from llenergymeasure.findings import (
     verdict_text,
     warnings,
 )
-from llenergymeasure.wording import DASH, counted, duration_text, number, plus_minus
-
-__all__ = ["DASH", "counted", "duration_text", "number", "ranked"]  # of other modules, looked for here as well
+from llenergymeasure.wording import DASH, counted, number, plus_minus
 
 PRETENDED = "Results marked synthetic are pretended, not measured."
 MAX_MISSING = 20

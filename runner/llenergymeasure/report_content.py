@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from llenergymeasure.core.comparison import ENERGY, LATENCY, SPEED
 from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.result import ExperimentResult, StudyResult
 from llenergymeasure.findings import (
-    ENERGY,
-    LATENCY,
     POWER,
-    SPEED,
     Finding,
     Headline,
     Ranked,
@@ -293,10 +291,7 @@ def failures(study: StudyResult) -> list[NotRun]:
     grouped: dict[tuple[str, str], list[int]] = {}
     for run in study.failed[:MOST_FAILURES]:
         grouped.setdefault((run.summary, f"{run.error_type}: {run.error_message}"), []).append(run.cycle)
-    found = [
-        NotRun(f"{name} ({'cycle' if len(cycles) == 1 else 'cycles'} {', '.join(map(str, cycles))})", why)
-        for (name, why), cycles in grouped.items()
-    ]
+    found = _by_cycles(grouped)
     more = len(study.failed) - MOST_FAILURES
     return [*found, NotRun(f"{counted(more, 'failed run')} more", "see the CSV")] if more > 0 else found
 
@@ -307,9 +302,14 @@ def missing(manifest: StudyManifest) -> list[NotRun]:
     for row in manifest.rows:
         if row.status not in ("completed", "failed"):
             grouped.setdefault((row.summary, row.status), []).append(row.cycle)
+    return _by_cycles(grouped)
+
+
+def _by_cycles(grouped: Mapping[tuple[str, str], Sequence[int]]) -> list[NotRun]:
+    """One entry per configuration and reason, with its cycles."""
     return [
-        NotRun(f"{name} ({'cycle' if len(cycles) == 1 else 'cycles'} {', '.join(map(str, cycles))})", status)
-        for (name, status), cycles in grouped.items()
+        NotRun(f"{name} ({'cycle' if len(cycles) == 1 else 'cycles'} {', '.join(map(str, cycles))})", why)
+        for (name, why), cycles in grouped.items()
     ]
 
 

@@ -19,7 +19,7 @@ from llenergymeasure import __version__, store
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import ResultStoreError, StudyError
 from llenergymeasure.core.identity import measurement_config_hash
-from llenergymeasure.core.manifest import ManifestRow, StudyManifest, StudyStatus
+from llenergymeasure.core.manifest import ManifestRow, StudyManifest, StudyStatus, rows_of
 from llenergymeasure.core.plan import Plan, Run, describe_all, make_plan
 from llenergymeasure.core.resources import STUDY_KIND, study_of
 from llenergymeasure.core.result import ExperimentResult, StudyResult
@@ -262,10 +262,9 @@ def _assembled(
     place: Place, study: StudyConfig, plan: Plan, runs: Mapping[_Key, _Found], told: StudyManifest | None
 ) -> Rebuilt:
     summaries = describe_all(study.experiments)
-    ordered = sorted(plan.runs, key=lambda r: r.index)
-    found = {r.index: runs.get(_key(r), _Found()) for r in ordered}
+    found = {r.index: runs.get(_key(r), _Found()) for r in sorted(plan.runs, key=lambda r: r.index)}
     noted = {r.index: r for r in told.rows} if told else {}
-    rows = tuple(_row(noted.get(r.index) or _new_row(r, summaries[r.position]), found[r.index]) for r in ordered)
+    rows = tuple(_row(noted.get(r.index, r), found[r.index]) for r in rows_of(plan, summaries))
     results = {i: f.result for i, f in found.items() if f.result is not None}
     manifest = StudyManifest(
         name=study.name,
@@ -280,10 +279,6 @@ def _assembled(
     files = {i: f.file for i, f in found.items() if f.result is not None and f.file is not None}
     result = summarise(study, plan, manifest, results, files=files, directory=place.uri)
     return Rebuilt(result, manifest, [results[i] for i in sorted(results)], study, place, files)
-
-
-def _new_row(run: Run, summary: str) -> ManifestRow:
-    return ManifestRow(index=run.index, cycle=run.cycle, config_hash=run.config_hash, summary=summary)
 
 
 def _row(row: ManifestRow, found: _Found) -> ManifestRow:

@@ -22,7 +22,7 @@ from llenergymeasure.object_store import Access, open_place
 from llenergymeasure.resume import Reopened, reopen
 from llenergymeasure.stored_study import Rebuilt, rebuild
 from llenergymeasure.study_folder import StudyFolder
-from llenergymeasure.study_runner import Observer, Quiet, StudyRunner, utc_now
+from llenergymeasure.study_runner import Observer, StudyRunner, utc_now
 from llenergymeasure.user_config import UserConfig, load_user_config
 
 
@@ -127,7 +127,7 @@ def execute(
         )
         with locks.hold([str(folder.path)], study=study.name) as also_held:
             opened = Reopened(study, plan, manifest)
-            return _run(folder, opened, user, observer or Quiet(), gaps=gaps, gpus=gpus, held=(*held, *also_held))
+            return _run(folder, opened, user, observer or Observer(), gaps=gaps, gpus=gpus, held=(*held, *also_held))
 
 
 def resume(
@@ -154,7 +154,7 @@ def resume(
         LLEMError: Pre-flight failed; the folder is as it was.
 
     """
-    folder, watch = StudyFolder(path), observer or Quiet()
+    folder, watch = StudyFolder(path), observer or Observer()
     name = folder.read_study().name  # is it one at all? before anything is locked
     with locks.hold([str(path)], study=name) as held:
         opened = reopen(folder, study, n_cycles, utc_now())
@@ -186,7 +186,7 @@ def _run(
     gpus: Sequence[str],
     held: Sequence[int],
 ) -> Executed:
-    runner = StudyRunner(opened.study, opened.plan, folder, opened.manifest, observer=observer)
+    runner = StudyRunner(opened.study, opened.plan, folder, opened.manifest, observer)
     left = runner.left()
     pauses = planned_gaps_s(opened.study, left, user) if gaps else [0.0] * len(left)
     runner.run(pauses, gpus=gpus, keep_open=held)

@@ -1,9 +1,9 @@
 """Runs a study's runs one after the other, each in a process of its own; the manifest is written after every change."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from llenergymeasure import gpu_memory, launch
 from llenergymeasure.core.breaker import PROBE_AFTER_S, Breaker
@@ -12,14 +12,14 @@ from llenergymeasure.core.errors import LLEMError, ResultStoreError
 from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.plan import Plan, Run, describe_all
 from llenergymeasure.core.result import ExperimentResult
-from llenergymeasure.pacing import Clock, Terminal, pause
+from llenergymeasure.pacing import Terminal, pause
 from llenergymeasure.study_folder import StudyFolder
 
 MAX_ERROR = 2000  # characters of an error in the manifest; the whole text is on the terminal
 
 
-class Observer(Protocol):
-    """Someone who watches a study run."""
+class Observer:
+    """Someone who watches a study run; this one looks away, others override what they want to see."""
 
     def planned(self, done: int, total: int, pauses_s: float) -> None:
         """The study begins or goes on: runs that are done already, all runs, all pauses that lie ahead, s."""
@@ -43,31 +43,6 @@ class Observer(Protocol):
         """Something that the user should know."""
 
 
-class Quiet:
-    """An observer that looks away."""
-
-    def planned(self, done: int, total: int, pauses_s: float) -> None:
-        """Do nothing."""
-
-    def run_started(self, run: Run, summary: str, total: int) -> None:
-        """Do nothing."""
-
-    def event(self, event: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def run_finished(self, run: Run, summary: str, result: ExperimentResult | None, error: str | None) -> None:
-        """Do nothing."""
-
-    def waiting(self, seconds: float) -> None:
-        """Do nothing."""
-
-    def remaining(self, seconds: float) -> None:
-        """Do nothing."""
-
-    def note(self, text: str) -> None:
-        """Do nothing."""
-
-
 def utc_now() -> datetime:
     """The wall clock, for records only: no decision rests on it."""
     return datetime.now(UTC)
@@ -82,15 +57,12 @@ class StudyRunner:
         plan: Plan,
         folder: StudyFolder,
         manifest: StudyManifest,
-        *,
         observer: Observer,
-        clock: Clock | None = None,
-        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self.manifest = manifest
         self.errors: dict[int, LLEMError] = {}
         self._study, self._plan, self._folder = study, plan, folder
-        self._watch, self._clock, self._now = observer, clock or Terminal(), now
+        self._watch, self._clock = observer, Terminal()
         self._summaries = describe_all(study.experiments)
         self._breaker = Breaker(study.execution.max_consecutive_failures)
         self._window_ended_s = self._clock.now_s()
@@ -124,14 +96,14 @@ class StudyRunner:
                 if self._breaker.state == "open":
                     break
         except BaseException as err:
-            self.manifest = self.manifest.interrupted(self._now())
+            self.manifest = self.manifest.interrupted(utc_now())
             with contextlib.suppress(ResultStoreError):  # the error that is on its way says more
                 self._save()
             if isinstance(err, KeyboardInterrupt):
                 err.args = (self._how_far(),)
             raise
         tripped = self._breaker.state == "open"
-        self.manifest = self.manifest.finished(self._now(), status="circuit_breaker" if tripped else None)
+        self.manifest = self.manifest.finished(utc_now(), status="circuit_breaker" if tripped else None)
         self._save()
 
     def _how_far(self) -> str:
@@ -163,7 +135,7 @@ class StudyRunner:
 
     def _one(self, run: Run, keep_open: Sequence[int]) -> None:
         summary = self._summaries[run.position]
-        self.manifest = self.manifest.mark_running(run.index, self._now())
+        self.manifest = self.manifest.mark_running(run.index, utc_now())
         self._save()
         self._watch.run_started(run, summary, len(self._plan.runs))
         result, said = None, None
@@ -174,11 +146,11 @@ class StudyRunner:
             self.errors[run.index] = err
             self._window_ended_s = self._clock.now_s()
             self.manifest = self.manifest.mark_failed(
-                run.index, self._now(), error_type=kind, error_message=said[:MAX_ERROR]
+                run.index, utc_now(), error_type=kind, error_message=said[:MAX_ERROR]
             )
         else:
             verdict = result.verdict.state
-            self.manifest = self.manifest.mark_completed(run.index, self._now(), verdict=verdict, result_uri=uri)
+            self.manifest = self.manifest.mark_completed(run.index, utc_now(), verdict=verdict, result_uri=uri)
         self._breaker = self._breaker.after(failed=result is None)
         self._save()
         self._watch.run_finished(run, summary, result, said)

@@ -29,13 +29,9 @@ def summarise(
         directory: Folder or URI of the study.
 
     """
-    groups: dict[int, dict[int, ExperimentResult]] = {}
+    groups = by_position(plan, results)
     summaries = {r.index: r.summary for r in manifest.rows}
-    told: dict[int, tuple[str, str]] = {}
-    for run in plan.runs:
-        told.setdefault(run.position, (run.config_hash, summaries[run.index]))
-        if run.index in results:
-            groups.setdefault(run.position, {})[run.cycle] = results[run.index]
+    told = {run.position: (run.config_hash, summaries[run.index]) for run in plan.runs}
     counts = manifest.counts()
     return StudyResult(
         name=study.name,
@@ -61,6 +57,15 @@ def summarise(
         skipped=[s.model_dump() for s in study.skipped],
         failed=_failed(manifest),
     )
+
+
+def by_position(plan: Plan, results: Mapping[int, ExperimentResult]) -> dict[int, dict[int, ExperimentResult]]:
+    """Results by position of their configuration and cycle, from results by index of the run."""
+    groups: dict[int, dict[int, ExperimentResult]] = {}
+    for run in plan.runs:
+        if run.index in results:
+            groups.setdefault(run.position, {})[run.cycle] = results[run.index]
+    return groups
 
 
 def _failed(manifest: StudyManifest) -> list[FailedRun]:

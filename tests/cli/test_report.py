@@ -8,6 +8,8 @@ from llenergymeasure import StudyResult, report
 from llenergymeasure.core.errors import ConfigError, ModelNotFoundError, PreFlightError
 from llenergymeasure.core.result import ExperimentStatistics, FailedRun
 from llenergymeasure.core.statistics import Statistic
+from llenergymeasure.findings import ranked
+from llenergymeasure.wording import duration_text, number
 
 ENERGY, SPEED = "energy_per_output_token_j", "tokens_per_second"
 
@@ -58,9 +60,7 @@ def test_without_energy_the_fastest_comes_first() -> None:
 
 def test_measured_configurations_come_before_unmeasured_ones() -> None:
     """What has no energy cannot win a ranking by energy."""
-    found = report.ranked(
-        [statistics("unmeasured", joules=None, speed=999), statistics("measured", joules=9.0, speed=1)]
-    )
+    found = ranked([statistics("unmeasured", joules=None, speed=999), statistics("measured", joules=9.0, speed=1)])
 
     assert [e.summary for e in found] == ["measured", "unmeasured"]
 
@@ -105,7 +105,7 @@ def test_failed_and_skipped_runs_are_in_the_summary() -> None:
 )  # fmt: skip
 def test_numbers_have_four_digits_and_no_exponent_where_people_read_none(value: float | None, shown: str) -> None:
     """Four significant digits, a dash for what was not measured, exponents only far out."""
-    assert report.number(value) == shown
+    assert number(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_numbers_have_four_digits_and_no_exponent_where_people_read_none(value: 
 )  # fmt: skip
 def test_durations_are_in_the_unit_that_fits(seconds: float, shown: str) -> None:
     """Seconds, then minutes, then hours."""
-    assert report.duration_text(seconds) == shown
+    assert duration_text(seconds) == shown
 
 
 def test_grid_is_aligned() -> None:

@@ -12,6 +12,7 @@ from llenergymeasure import report
 from llenergymeasure.core.errors import BackendMissingError
 from llenergymeasure.html_report import html_text, write_report
 from llenergymeasure.stored_study import Rebuilt
+from llenergymeasure.wording import number
 from report.pages import Element, downloaded, parsed, ranking
 from report.studies import HOSTILE, NOW, UNICODE, joules, no_energy, read, study_config, written
 
@@ -44,7 +45,7 @@ def test_headline_is_the_best_configuration_with_its_interval(usual: Rebuilt) ->
     mean = sum(joules(0, c) for c in (1, 2, 3)) / 3
     statistic = usual.study.experiments[0].statistics["energy_per_output_token_j"]
     assert box.text.startswith(
-        f"Best: synthetic batch_size=1 {report.number(mean)} ± {report.number(statistic.half_width_95, 2)} "
+        f"Best: synthetic batch_size=1 {number(mean)} ± {number(statistic.half_width_95, 2)} "
         "J per output token 95 % interval over 3 cycles"
     )
     assert "The next, synthetic batch_size=2, has 1." in box.text

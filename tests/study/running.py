@@ -12,6 +12,7 @@ from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.plan import Run
 from llenergymeasure.core.sweep import expand
 from llenergymeasure.study import Executed
+from llenergymeasure.study_runner import Observer
 from llenergymeasure.user_config import UserConfig
 
 
@@ -20,7 +21,7 @@ def make(*layers: dict[str, Any]) -> StudyConfig:
     return expand(over(FAST, {"execution": {"n_cycles": 1}}, *layers))
 
 
-class Watcher(studies.Quiet):
+class Watcher(Observer):
     """Notes what a study says, with the manifest that was on disk at that moment; may act at the start of a run."""
 
     def __init__(self, parent: Path, at_start: Callable[[Run, Path], None] | None = None) -> None:

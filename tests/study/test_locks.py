@@ -79,6 +79,7 @@ def test_lock_of_a_killed_study_is_free(hold_elsewhere: Callable[..., subprocess
     other = hold_elsewhere(A)
     other.kill()
     other.communicate()
+    assert other.returncode == -signal.SIGKILL
 
     take(A)
 

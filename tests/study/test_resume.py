@@ -339,7 +339,7 @@ def test_steps_of_the_wall_clock_move_nothing(tmp_path: Path, monkeypatch: pytes
     from datetime import UTC, datetime, timedelta
 
     back = iter([timedelta(), *[timedelta(days=-1)] * 99])
-    monkeypatch.setattr("llenergymeasure.study.utc_now", lambda: datetime.now(UTC) + next(back))
+    monkeypatch.setattr("llenergymeasure.study_runner.utc_now", lambda: datetime.now(UTC) + next(back))
     began_s = time.monotonic()
 
     ended = execute(make(TWO, {"execution": {"config_gap_seconds": 0.3}}), tmp_path / "out")

@@ -81,8 +81,11 @@ class StudyManifest(_Record):
         row = self.row(index)
         if status not in LEGAL[row.status]:
             raise StudyError(f"run {index} cannot go from {row.status} to {status}")
-        new = row.model_copy(update={"status": status, **changes})
-        return self.model_copy(update={"rows": tuple(new if r.index == index else r for r in self.rows)})
+        return self._with(row, status=status, **changes)
+
+    def _with(self, row: ManifestRow, **changes: object) -> "StudyManifest":
+        new = row.model_copy(update=changes)
+        return self.model_copy(update={"rows": tuple(new if r.index == row.index else r for r in self.rows)})
 
     def mark_running(self, index: int, now: datetime) -> "StudyManifest":
         """A new attempt has started."""
@@ -107,17 +110,15 @@ class StudyManifest(_Record):
         row = self.row(index)
         if row.status != "completed":
             raise StudyError(f"run {index} is {row.status}, not completed: it has no result to lose")
-        lost = row.model_copy(
-            update={
-                "status": "failed",
-                "verdict": None,
-                "result_uri": None,
-                "completed_at": now,
-                "error_type": "ResultMissing",
-                "error_message": f"{row.result_uri} is not there or cannot be read",
-            }
+        return self._with(
+            row,
+            status="failed",
+            verdict=None,
+            result_uri=None,
+            completed_at=now,
+            error_type="ResultMissing",
+            error_message=f"{row.result_uri} is not there or cannot be read",
         )
-        return self.model_copy(update={"rows": tuple(lost if r.index == index else r for r in self.rows)})
 
     def reopened(self, added: Iterable[ManifestRow] = ()) -> "StudyManifest":
         """The study goes on, with further rows where cycles were added."""
