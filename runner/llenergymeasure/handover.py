@@ -21,8 +21,9 @@ from llenergymeasure.core.errors import ConfigError, LLEMError, TerminatedError,
 from llenergymeasure.core.identity import canonical, measurement_config_hash
 from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.core.termination import TerminationRecord
-from llenergymeasure.measure import Emit, Measured
+from llenergymeasure.measure import Measured
 from llenergymeasure.object_store import NotTakenError, Place, Stored, open_place
+from llenergymeasure.phases import Emit
 from llenergymeasure.waiting import REFUSED_S, SYSTEM, Clock, Patience, wait_until
 
 HURRIED_S = 40.0  # for an upload after SIGTERM: less than the 60 s that the operator has the kubelet grant

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from llenergymeasure import __version__, flops
 from llenergymeasure.baseline import Baseline
 from llenergymeasure.core.config import ExperimentConfig
-from llenergymeasure.core.contracts import EnergyRecord, Generation, ModelFacts, Reading, Weights, Window
+from llenergymeasure.core.contracts import EnergyRecord, Generation, ModelFacts, Reading, Weights, Window, Work
 from llenergymeasure.core.energy_series import Joules, total
 from llenergymeasure.core.identity import canonical, measurement_config_hash
 from llenergymeasure.core.plan import flatten
@@ -79,6 +79,9 @@ class Observation:
     baseline: Baseline | None = None
     no_baseline_reason: str = ""
     warnings: Sequence[str] = ()
+    work: Work = field(default_factory=Work)
+    suspended_s: float = 0.0
+    own_pids: frozenset[int] = frozenset()
     carbon_intensity_gco2_kwh: float | None = None
     pue: float = 1.0
     lengths: list[tuple[int, int]] = field(init=False)
@@ -157,7 +160,7 @@ def _identity(seen: Observation) -> dict[str, Any]:
         "parameter_provenance": dict(seen.provenance),
         "measurement_methodology": method,
         "steady_state_window": offsets if method == "steady_state" else None,
-        "window_mode": "passes",
+        "window_mode": seen.work.mode,
         "phases": dict(seen.phases),
         "ignore_eos": seen.config.decoder.ignore_eos,
     }

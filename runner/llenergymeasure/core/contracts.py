@@ -6,7 +6,7 @@ All instants are seconds of CLOCK_MONOTONIC (`time.monotonic()`), which processe
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from llenergymeasure.core.config import ExperimentConfig
@@ -92,14 +92,23 @@ class Device:
     name: str = "unknown"
 
 
+Edges = Literal["quiet", "loaded"]
+"""How a window begins and ends: with the engine waiting for a second on both sides, or in the middle of its load."""
+
+
 @dataclass(frozen=True)
 class Reading:
-    """One sample of a device's sensors at `t_s`; None where the sensor gave nothing."""
+    """One sample of a device's sensors at `t_s`; None where the sensor gave nothing or is read at a slower pace.
+
+    `power_w` is nvmlDeviceGetPowerUsage's answer or, where the card has it, the same as `power_average_w`.
+    """
 
     t_s: float
     gpu_uuid: str
     gpu_index: int
     power_w: float | None = None
+    power_average_w: float | None = None  # field 185: mean of the last second
+    power_instant_w: float | None = None  # field 186: sees 25 ms of each 100 ms on an H100 (measurement.md §1)
     temperature_c: float | None = None
     memory_used_mb: float | None = None
     memory_total_mb: float | None = None
@@ -107,6 +116,42 @@ class Reading:
     sm_clock_mhz: float | None = None
     mem_clock_mhz: float | None = None
     throttle_reasons: int | None = None  # bit set of nvmlDeviceGetCurrentClocksEventReasons
+
+
+@dataclass(frozen=True)
+class PowerSample:
+    """One entry of the driver's own sample buffer: total board power in W at `t_s`."""
+
+    t_s: float
+    power_w: float
+
+
+@dataclass(frozen=True)
+class Occupants:
+    """Who used a GPU at `t_s`; None where the driver does not tell.
+
+    `compute_pids` and `graphics_pids` are the driver's process lists as seen from here (in a pod: only its own),
+    `busy_pids` those with SM utilisation since the last look (host pids, also of processes outside a pod).
+    """
+
+    t_s: float
+    gpu_uuid: str
+    compute_pids: tuple[int, ...] | None = None
+    graphics_pids: tuple[int, ...] | None = None
+    busy_pids: tuple[int, ...] | None = None
+    memory_used_mb: float | None = None  # MiB, without what the driver reserves where it tells that
+
+
+@dataclass(frozen=True)
+class ThrottleCounters:
+    """Time since driver load that a GPU spent slowed down, by cause, ns; None where the driver does not count it."""
+
+    t_s: float
+    gpu_uuid: str
+    sw_power_cap_ns: int | None = None
+    sw_thermal_ns: int | None = None
+    hw_thermal_ns: int | None = None
+    power_brake_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,13 +169,37 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Work:
+    """How the window's work was fed, and how well that went.
+
+    `itl_s` is the mean time between a request's tokens, needed where tokens at an edge are known by their request's
+    times only; it is None where the window holds whole requests and so no token is in doubt.
+    """
+
+    mode: Literal["passes", "saturated"] = "passes"
+    concurrency: int | None = None  # requests that the engine can run at once, C
+    mean_running: float | None = None  # requests running, mean over the window
+    preemptions: int | None = None
+    imbalance: float = 0.0  # W: prefilled share of the planned work less the decoded share, a fraction
+    itl_s: float | None = None
+    edges: Edges = "quiet"
+
+
+@dataclass(frozen=True)
 class DeviceEnergy:
-    """Joules of one device in one window with their standard uncertainty (J); `joules` None needs a `reason`."""
+    """Joules of one device in one window with their standard uncertainty (J); `joules` None needs a `reason`.
+
+    `edges` says how the ends were cut: quiet, loaded, or interpolated where a quiet edge turned out not to be quiet.
+    `power_before_w` and `power_after_w` are the mean powers of the guards around a quiet window: the loaded idle.
+    """
 
     gpu_uuid: str
     joules: float | None
     std_uncertainty_j: float | None = None
     reason: str | None = None
+    edges: Literal["quiet", "loaded", "interpolated"] | None = None
+    power_before_w: float | None = None
+    power_after_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +209,9 @@ class EnergyRecord:
     windows: Mapping[str, tuple[DeviceEnergy, ...]]
     readings: tuple[Reading, ...] = ()
     series: Mapping[str, "EnergySeries"] = field(default_factory=dict)  # by GPU UUID
+    samples: Mapping[str, tuple[PowerSample, ...]] = field(default_factory=dict)  # by GPU UUID
+    occupants: tuple[Occupants, ...] = ()
+    throttle: tuple[ThrottleCounters, ...] = ()
     host_energy_j: float | None = None  # of the window "window"; never part of the device energy
     independent: bool = False  # the windows were not cut out of `series`, so these can check each other
     warnings: tuple[str, ...] = ()
@@ -176,8 +248,8 @@ class EnergyBackend(Protocol):
     def open_window(self, name: str) -> float:
         """Mark the start of a window, give its instant (s); the device is synchronised by the caller."""
 
-    def close_window(self, name: str) -> float:
-        """Mark the end of a window, give its instant (s)."""
+    def close_window(self, name: str, edges: Edges = "loaded") -> float:
+        """Mark the end of a window, give its instant (s); `edges` says what surrounds it."""
 
     def mean_power_w(self, start_s: float, end_s: float) -> float | None:
         """Mean power of all devices so far recorded in the interval, or None if this source cannot tell yet."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, EnergyRecord
+from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, Edges, EnergyRecord
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.nvml_sampling import visible_devices, whole_boards
 
@@ -63,8 +63,9 @@ class Source:
         self._tracker.start_task(name)
         return time.monotonic()
 
-    def close_window(self, name: str) -> float:
+    def close_window(self, name: str, edges: Edges = "loaded") -> float:
         """Stop the task and keep its energies."""
+        del edges
         end_s = time.monotonic()
         data = self._tracker.stop_task(name)
         self._windows[name] = self._share(float(data.gpu_energy) * J_PER_KWH)

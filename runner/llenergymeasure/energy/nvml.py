@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel
 
-from llenergymeasure.core.contracts import Availability, Device, EnergyRecord
+from llenergymeasure.core.contracts import Availability, Device, Edges, EnergyRecord
 from llenergymeasure.core.energy_series import device_energy
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, visible_devices
@@ -45,8 +45,9 @@ class Source:
         self._open[name] = self._sampler.mark()
         return self._open[name]
 
-    def close_window(self, name: str) -> float:
+    def close_window(self, name: str, edges: Edges = "loaded") -> float:
         """Mark its end."""
+        del edges
         if name not in self._open:
             raise MeasurementError(f"energy window {name!r} was never opened")
         self._spans[name] = (self._open.pop(name), self._sampler.mark())

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, Field
 
-from llenergymeasure.core.contracts import Availability, Device, EnergyRecord, Reading
+from llenergymeasure.core.contracts import Availability, Device, Edges, EnergyRecord, Reading
 from llenergymeasure.core.energy_series import EnergySeries, Tick, device_energy
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.core.sections import Float, Int, Part
@@ -59,8 +59,9 @@ class Source:
         self._open[name] = time.monotonic()
         return self._open[name]
 
-    def close_window(self, name: str) -> float:
+    def close_window(self, name: str, edges: Edges = "loaded") -> float:
         """Mark its end; a window named baseline... played idle power."""
+        del edges
         if name not in self._open:
             raise MeasurementError(f"energy window {name!r} was never opened")
         span = (self._open.pop(name), time.monotonic())

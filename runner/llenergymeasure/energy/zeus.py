@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, EnergyRecord
+from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, Edges, EnergyRecord
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, visible_devices
 
@@ -82,8 +82,9 @@ class Source:
         self._monitor.begin_window(name, sync_execution=False)
         return self._sampler.mark() if self._sampler else time.monotonic()
 
-    def close_window(self, name: str) -> float:
+    def close_window(self, name: str, edges: Edges = "loaded") -> float:
         """End it and keep its joules per device."""
+        del edges
         end_s = self._sampler.mark() if self._sampler else time.monotonic()  # before Zeus reads: that is not work
         try:
             measured = self._monitor.end_window(name, sync_execution=False)

@@ -1,0 +1,120 @@
+"""The energy source of one run: which GPUs are its own, which idle power is known, what was recorded."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llenergymeasure import baseline
+from llenergymeasure.core import registry
+from llenergymeasure.core.config import ExperimentConfig
+from llenergymeasure.core.contracts import Device, Edges, EnergyBackend, EnergyRecord, ModelFacts
+from llenergymeasure.user_config import UserConfig, cache_dir
+
+
+@dataclass
+class RunEnergy:
+    """The energy source of this run, or none with the reason."""
+
+    source: EnergyBackend | None
+    reason: str
+    devices: tuple[Device, ...] = ()
+    record: EnergyRecord | None = None
+    idle_s: float = 0.0  # length of the recorded baseline
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a sensor of real GPUs is there."""
+        return bool(self.devices) and self.source is not None and self.source.KIND != "simulated"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts joules; only such a baseline may be kept for, or taken from, other runs."""
+        return self.on_gpu and self.source is not None and self.source.KIND == "counter"
+
+    def keep_only(self, devices: tuple[Device, ...]) -> bool:
+        """Narrow the run to these GPUs, say whether that left any out; without any, no joule is this run's."""
+        if self.devices and not devices:
+            self.reason = "the model runs on the CPU, so the GPU's energy is not this run's"
+        narrowed = devices != self.devices
+        self.devices = devices
+        return narrowed
+
+    def open(self, name: str) -> float:
+        """Mark the start of a window, s."""
+        return self.source.open_window(name) if self.source else time.monotonic()
+
+    def close(self, name: str, edges: Edges = "loaded") -> float:
+        """Mark its end, s."""
+        return self.source.close_window(name, edges) if self.source else time.monotonic()
+
+
+def own_devices(config: ExperimentConfig, source: EnergyBackend | None) -> tuple[Device, ...]:
+    """The GPUs of this run among the visible ones: the first ones, as many as its engine uses."""
+    visible = source.devices() if source else ()
+    count = registry.gpus_used(config.backend, config.section)
+    return visible if count is None else visible[:count]
+
+
+def used(energy: RunEnergy, facts: ModelFacts, config: ExperimentConfig) -> tuple[Device, ...]:
+    """The GPUs that hold the loaded model; none if a real engine runs on the CPU beside an idle GPU."""
+    if not energy.on_gpu or not registry.is_real(config.backend):
+        return energy.devices
+    if facts.device == "cpu":
+        return ()
+    if facts.gpu_positions is None or max(facts.gpu_positions) >= len(energy.devices):
+        return energy.devices
+    return tuple(energy.devices[i] for i in facts.gpu_positions)
+
+
+def only(found: EnergyRecord, devices: Sequence[Device]) -> EnergyRecord:
+    """A record without the GPUs that turned out not to belong to this run."""
+    own = {d.uuid for d in devices}
+    return replace(
+        found,
+        windows={n: tuple(d for d in parts if d.gpu_uuid in own) for n, parts in found.windows.items()},
+        readings=tuple(r for r in found.readings if r.gpu_uuid in own),
+        series={u: s for u, s in found.series.items() if u in own},
+        samples={u: s for u, s in found.samples.items() if u in own},
+        occupants=tuple(o for o in found.occupants if o.gpu_uuid in own),
+        throttle=tuple(t for t in found.throttle if t.gpu_uuid in own),
+    )
+
+
+def baseline_before(
+    config: ExperimentConfig, user: UserConfig, energy: RunEnergy, driver: str | None
+) -> tuple[baseline.Baseline | None, str]:
+    """Start the source; give a known baseline, or record one and say so by an empty reason."""
+    if energy.source is None:
+        return None, energy.reason
+    energy.source.start(energy.devices, interval_s=config.measurement.sample_interval_ms / 1e3)
+    if not config.baseline.enabled:
+        return None, "baseline.enabled is false"
+    if not energy.devices:
+        return None, "no GPU is visible"
+    if config.baseline.kind == "loaded":
+        return None, "baseline.kind: loaded is not measured by this version; use context or bare"
+    known = known_baseline(config, user, energy, driver)
+    if known is not None:
+        return known, ""
+    energy.idle_s = baseline.record(config, energy.source, energy.devices)
+    return None, ""
+
+
+def known_baseline(
+    config: ExperimentConfig, user: UserConfig, energy: RunEnergy, driver: str | None
+) -> baseline.Baseline | None:
+    """A baseline of exactly this run's GPUs that was measured before, by a counter."""
+    return baseline.cached(config, energy.devices, driver, cache_dir(user)) if energy.counts else None
+
+
+def remembered_baseline(
+    config: ExperimentConfig, user: UserConfig, energy: RunEnergy, driver: str | None
+) -> tuple[baseline.Baseline | None, str]:
+    """The baseline that was recorded in this run, now that its joules are known, or None with the reason."""
+    parts = energy.record.windows.get("baseline", ()) if energy.record else ()
+    joules = {d.gpu_uuid: d.joules for d in parts if d.joules is not None}
+    if not parts:
+        return None, "no baseline was recorded for this run's GPUs"
+    if len(joules) < len(parts):
+        return None, "baseline: " + "; ".join(d.reason or "" for d in parts if d.joules is None)
+    return baseline.remember(config, joules, energy.idle_s, driver, cache_dir(user) if energy.counts else None), ""

@@ -1,0 +1,55 @@
+"""Runs the measured window: whole full batches between two edges, nothing else inside."""
+
+import time
+from collections.abc import Sequence
+from itertools import cycle
+
+from llenergymeasure.core.config import ExperimentConfig
+from llenergymeasure.core.contracts import Generation, InferenceEngine, Request, Window
+from llenergymeasure.phases import Phases
+from llenergymeasure.run_energy import RunEnergy
+
+DEFAULT_WINDOW_S = 60.0  # least window with an energy source (measurement.md §3)
+PROGRESS_EVERY_S = 1.0
+
+
+def passes(
+    config: ExperimentConfig,
+    engine: InferenceEngine,
+    energy: RunEnergy,
+    batches: Sequence[tuple[Request, ...]],
+    phases: Phases,
+) -> tuple[Window, list[Generation]]:
+    """Whole batches, at least one pass over the prompts, until the least duration is reached."""
+    wanted_s = config.measurement.min_duration_seconds
+    least_s = wanted_s if wanted_s is not None else (DEFAULT_WINDOW_S if energy.source else 0.0)
+    generations: list[Generation] = []
+    told_s = time.monotonic()
+    start_s = energy.open("window")
+    for batch in cycle(batches):
+        generations.append(engine.generate(batch))
+        now_s = time.monotonic()
+        if len(generations) == 1:
+            _tell_expected(phases, now_s - start_s, len(batches), config.n, least_s)
+        if len(generations) >= len(batches) and now_s - start_s >= least_s:
+            break
+        if now_s - told_s >= PROGRESS_EVERY_S:
+            told_s = now_s
+            phases.progress(
+                "window",
+                len(generations),
+                _expected(len(generations), len(batches), now_s - start_s, least_s),
+            )
+    end_s = energy.close("window")
+    return Window("window", start_s, end_s), generations
+
+
+def _tell_expected(phases: Phases, batch_s: float, batches: int, n: int, least_s: float) -> None:
+    """Say how long the window will take, and what 20 prompts would."""
+    seconds, per_prompt = max(least_s, batch_s * batches), batch_s * batches / n
+    short = max(least_s, 20 * per_prompt) if n > 20 else None
+    phases.emit({"event": "expected", "phase": "window", "seconds": round(seconds, 1), "n20_seconds": short})
+
+
+def _expected(done: int, batches: int, spent_s: float, least_s: float) -> int:
+    return max(batches, round(done * least_s / spent_s))
