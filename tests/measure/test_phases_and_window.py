@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llenergymeasure import measure as measuring
-from llenergymeasure.measure import PHASES, Measured
+from llenergymeasure.measure import Measured
+from llenergymeasure.phases import PHASES
 
 Run = Callable[..., Measured]
 
