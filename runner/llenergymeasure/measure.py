@@ -119,7 +119,7 @@ def _measure(
     engine.reset_memory_peak()
     cpu_before = host_load.cpu_times()
     with phases("window"):
-        span, generations = window.passes(config, engine, energy, batches, phases)
+        fed = window.passes(config, engine, energy, batches, phases)
     others = host_load.foreign_share(cpu_before, host_load.cpu_times())
     with phases("drain"):
         energy.record = run_energy.only(energy.source.stop(), energy.devices) if energy.source else None
@@ -139,10 +139,10 @@ def _measure(
             dataset_sha256=prompts.sha256,
             constant_prompts=prompts.constant,
             prompts=[p.text for p in prompts.prompts],
-            window=span,
+            window=fed.window,
             origin_s=phases.origin_s,
-            generations=generations,
-            texts=_texts(config, engine, generations),
+            generations=fed.generations,
+            texts=_texts(config, engine, fed.generations),
             phases=phases.done,
             warmup=warm,
             memory_peak_mb=engine.memory_peak_mb(),
@@ -156,14 +156,17 @@ def _measure(
             baseline=idle,
             no_baseline_reason=no_idle,
             warnings=warnings,
+            work=fed.work,
+            suspended_s=fed.suspended_s,
+            own_pids=energy.own_pids,
             carbon_intensity_gco2_kwh=user.measurement.carbon_intensity_gco2_kwh,
             pue=user.measurement.datacenter_pue,
         )
         result = record.build(seen)
     return Measured(
         result.model_copy(update={"phases": dict(phases.done)}),
-        _series(energy, span, generations),
-        _raw(config, energy, span),
+        _series(energy, fed.window, fed.generations),
+        _raw(config, energy, fed.window),
     )
 
 

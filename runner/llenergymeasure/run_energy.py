@@ -8,6 +8,7 @@ from llenergymeasure import baseline
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Device, Edges, EnergyBackend, EnergyRecord, ModelFacts
+from llenergymeasure.own_processes import own_pids
 from llenergymeasure.user_config import UserConfig, cache_dir
 
 
@@ -20,6 +21,7 @@ class RunEnergy:
     devices: tuple[Device, ...] = ()
     record: EnergyRecord | None = None
     idle_s: float = 0.0  # length of the recorded baseline
+    own_pids: frozenset[int] = frozenset()  # of this run, as seen at the moments of `note_processes`
 
     @property
     def on_gpu(self) -> bool:
@@ -38,6 +40,15 @@ class RunEnergy:
         narrowed = devices != self.devices
         self.devices = devices
         return narrowed
+
+    @property
+    def guard_s(self) -> float:
+        """How long the engine must wait on each side of a quiet window, s."""
+        return self.source.guard_s() if self.source is not None and self.devices else 0.0
+
+    def note_processes(self) -> None:
+        """Remember which processes are this run's now: a verdict must not take them for strangers on the GPU."""
+        self.own_pids |= own_pids() if self.on_gpu else frozenset()
 
     def open(self, name: str) -> float:
         """Mark the start of a window, s."""

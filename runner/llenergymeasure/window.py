@@ -1,16 +1,36 @@
-"""Runs the measured window: whole full batches between two edges, nothing else inside."""
+"""Runs the measured window: whole full batches between two edges, nothing else inside.
+
+Before the first edge and after the last the loaded engine waits, so that the counter's ticks around them show the
+power of an idle engine and the edges can be cut exactly (quiet edges, measurement.md §2).
+"""
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 from llenergymeasure.core.config import ExperimentConfig
-from llenergymeasure.core.contracts import Generation, InferenceEngine, Request, Window
+from llenergymeasure.core.contracts import Generation, InferenceEngine, Request, Window, Work
 from llenergymeasure.phases import Phases
 from llenergymeasure.run_energy import RunEnergy
 
 DEFAULT_WINDOW_S = 60.0  # least window with an energy source (measurement.md §3)
 PROGRESS_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A window, what was generated in it, how it was fed, and how long the host slept meanwhile, s."""
+
+    window: Window
+    generations: list[Generation]
+    work: Work
+    suspended_s: float
+
+
+def asleep_s() -> float:
+    """Time that this host has spent suspended since it started, s, from an arbitrary zero: differences count."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def passes(
@@ -19,11 +39,14 @@ def passes(
     energy: RunEnergy,
     batches: Sequence[tuple[Request, ...]],
     phases: Phases,
-) -> tuple[Window, list[Generation]]:
-    """Whole batches, at least one pass over the prompts, until the least duration is reached."""
+) -> Fed:
+    """Whole batches, at least one pass over the prompts, until the least duration is reached; quiet edges."""
     wanted_s = config.measurement.min_duration_seconds
     least_s = wanted_s if wanted_s is not None else (DEFAULT_WINDOW_S if energy.source else 0.0)
     generations: list[Generation] = []
+    energy.note_processes()
+    guard_s, slept_s = energy.guard_s, asleep_s()
+    time.sleep(guard_s)
     told_s = time.monotonic()
     start_s = energy.open("window")
     for batch in cycle(batches):
@@ -40,8 +63,11 @@ def passes(
                 len(generations),
                 _expected(len(generations), len(batches), now_s - start_s, least_s),
             )
-    end_s = energy.close("window")
-    return Window("window", start_s, end_s), generations
+    end_s = energy.close("window", "quiet")
+    time.sleep(guard_s)
+    energy.note_processes()
+    work = Work("passes", concurrency=len(batches[0]))
+    return Fed(Window("window", start_s, end_s), generations, work, asleep_s() - slept_s)
 
 
 def _tell_expected(phases: Phases, batch_s: float, batches: int, n: int, least_s: float) -> None:

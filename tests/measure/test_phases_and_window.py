@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llenergymeasure import measure as measuring
+from llenergymeasure import window
 from llenergymeasure.measure import Measured
 from llenergymeasure.phases import PHASES
 
@@ -94,8 +94,8 @@ def test_an_unset_duration_depends_on_the_source(
     energy: str, passes: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unset means one pass where there are no joules to measure, and the default window where there are."""
-    assert measuring.DEFAULT_WINDOW_S == 60.0
-    monkeypatch.setattr(measuring, "DEFAULT_WINDOW_S", 0.2)
+    assert window.DEFAULT_WINDOW_S == 60.0
+    monkeypatch.setattr(window, "DEFAULT_WINDOW_S", 0.2)
     result = run(
         energy={"backend": energy},
         measurement={"min_duration_seconds": None},

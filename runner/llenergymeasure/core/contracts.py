@@ -95,6 +95,9 @@ class Device:
 Edges = Literal["quiet", "loaded"]
 """How a window begins and ends: with the engine waiting for a second on both sides, or in the middle of its load."""
 
+QUIET_LEAST_S, QUIET_TICKS = 1.0, 8
+"""How long an engine waits on each side of a quiet window: at least a second, and this many ticks."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -250,6 +253,9 @@ class EnergyBackend(Protocol):
 
     def close_window(self, name: str, edges: Edges = "loaded") -> float:
         """Mark the end of a window, give its instant (s); `edges` says what surrounds it."""
+
+    def guard_s(self) -> float:
+        """How long the engine must wait on each side of a quiet window, s; 0 where nothing is cut at ticks."""
 
     def mean_power_w(self, start_s: float, end_s: float) -> float | None:
         """Mean power of all devices so far recorded in the interval, or None if this source cannot tell yet."""

@@ -84,6 +84,10 @@ class Source:
             )
         return tuple(DeviceEnergy(d.uuid, None, reason=reason) for d in self._devices)
 
+    def guard_s(self) -> float:
+        """None: it cuts at its own samples, a second apart."""
+        return 0.0
+
     def mean_power_w(self, start_s: float, end_s: float) -> float | None:
         """Not while it runs."""
         del start_s, end_s

@@ -5,7 +5,14 @@ from typing import ClassVar
 
 from pydantic import BaseModel
 
-from llenergymeasure.core.contracts import Availability, Device, Edges, EnergyRecord
+from llenergymeasure.core.contracts import (
+    QUIET_LEAST_S,
+    QUIET_TICKS,
+    Availability,
+    Device,
+    Edges,
+    EnergyRecord,
+)
 from llenergymeasure.core.energy_series import device_energy
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, visible_devices
@@ -52,6 +59,11 @@ class Source:
             raise MeasurementError(f"energy window {name!r} was never opened")
         self._spans[name] = (self._open.pop(name), self._sampler.mark())
         return self._spans[name][1]
+
+    def guard_s(self) -> float:
+        """A second, or eight ticks of the slowest counter."""
+        periods = [self._sampler.series(d.uuid).period_s or 0.0 for d in self._devices]
+        return max(QUIET_LEAST_S, QUIET_TICKS * max(periods, default=0.0))
 
     def mean_power_w(self, start_s: float, end_s: float) -> float | None:
         """Sum over devices of counter differences in the interval; None while ticks are missing."""

@@ -14,7 +14,15 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, Edges, EnergyRecord
+from llenergymeasure.core.contracts import (
+    QUIET_LEAST_S,
+    QUIET_TICKS,
+    Availability,
+    Device,
+    DeviceEnergy,
+    Edges,
+    EnergyRecord,
+)
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, visible_devices
 
@@ -102,6 +110,13 @@ class Source:
         if joules is None:
             return DeviceEnergy(device.uuid, None, reason=f"zeus gave no energy for GPU {device.index}")
         return DeviceEnergy(device.uuid, float(joules), spread * float(joules))
+
+    def guard_s(self) -> float:
+        """A second, or eight ticks of the slowest counter, as our own series needs them; 0 without a GPU."""
+        if self._sampler is None:
+            return 0.0
+        periods = [self._sampler.series(d.uuid).period_s or 0.0 for d in self._devices]
+        return max(QUIET_LEAST_S, QUIET_TICKS * max(periods, default=0.0))
 
     def mean_power_w(self, start_s: float, end_s: float) -> float | None:
         """From our own series; None without a GPU."""
