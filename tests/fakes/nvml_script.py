@@ -16,29 +16,58 @@ FAKES = Path(__file__).resolve().parent
 SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
 
 
+Span = tuple[float, float]  # from, to
+
+
 @dataclass
 class Gpu:
-    """One scripted GPU; instants are seconds of CLOCK_MONOTONIC, `power` a list of (from, W) steps."""
+    """One scripted GPU with its faults; instants are seconds of CLOCK_MONOTONIC, steps are (from, value).
+
+    Lists of faults hold rows that end with (from, to): what is there only between two instants.
+    """
 
     uuid: str = "GPU-aaaaaaaa-0000-0000-0000-000000000000"
     name: str = "NVIDIA H100 80GB HBM3"
-    power: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 300.0)])
+    # the energy counter and its faults
+    power: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 300.0)])  # W
     period_s: float = 0.02
     phase_s: float = 0.007
     lag_s: float = 0.0
+    jitter_s: float = 0.0  # standard deviation of the lag
     origin_s: float = field(default_factory=lambda: time.monotonic() - 1000.0)
     reset_at_s: float | None = None
+    jumps: list[tuple[float, float]] = field(default_factory=list)  # (at, joules that were never used)
+    holes: list[Span] = field(default_factory=list)  # no tick appears inside; the next one has it all
     constant: bool = False
-    mig: bool = False
-    missing: list[str] = field(default_factory=list)  # NVML calls that answer "not supported"
-    reasons: list[tuple[float, float, int]] = field(default_factory=list)  # (from, to, bits)
+    trace: list[tuple[float, float]] = field(default_factory=list)  # a recorded counter: (s from origin_s, mJ)
+    # the other sensors
+    reasons: list[tuple[float, float, int]] = field(default_factory=list)  # (from, to, bits); counters follow them
     temperature_c: int = 55
+    temperature_steps: list[tuple[float, float]] = field(default_factory=list)
     memory_mb: int = 81559
     used_mb: int = 1024
-    pids: list[int] = field(default_factory=list)  # of processes that compute on it
+    reserved_mb: int = 0  # the driver's own, which only version 2 of the memory information tells apart
     utilisation_pct: int = 97
     clocks_mhz: dict[str, int] = field(default_factory=lambda: {"sm": 1755, "mem": 2619})
+    sm_clock_steps: list[tuple[float, float]] = field(default_factory=list)
+    # who else is there
+    pids: list[int] = field(default_factory=list)  # of processes that compute on it, all the time
+    foreign_compute: list[tuple[int, float, float]] = field(default_factory=list)  # (pid, from, to)
+    foreign_graphics: list[tuple[int, float, float]] = field(default_factory=list)  # (pid, from, to)
+    busy: list[tuple[int, int, float, float]] = field(default_factory=list)  # (host pid, SM %, from, to)
+    foreign_memory: list[tuple[int, float, float]] = field(default_factory=list)  # (MiB, from, to)
+    # how it is set
+    mig: bool = False
+    persistence: bool = True
+    ecc: bool = True
+    power_limit_w: float = 700.0
     capability: tuple[int, int] = (9, 0)
+    # how NVML itself behaves
+    missing: list[str] = field(default_factory=list)  # calls that answer "not supported"
+    missing_fields: list[int] = field(default_factory=list)  # field ids without a value
+    failing: list[tuple[str, float, float]] = field(default_factory=list)  # (call, from, to): "unknown error"
+    call_s: float = 0.0  # what every call takes
+    slow: dict[str, float] = field(default_factory=dict)  # what single calls take instead
     index: int = 0
 
     def joules(self, start_s: float, end_s: float) -> float:
@@ -49,6 +78,14 @@ class Gpu:
     def _watts(self, t_s: float) -> float:
         begun = [w for t, w in self.power if t <= t_s]
         return begun[-1] if begun else self.power[0][1]
+
+
+def drift(first: float, last: float, *, start_s: float, seconds: float, steps: int = 50) -> list[tuple[float, float]]:
+    """Steps of a value that creeps from `first` to `last`: power, clocks or temperature that drift."""
+    return [
+        (0.0, first),
+        *((start_s + seconds * i / steps, first + (last - first) * i / steps) for i in range(1, steps + 1)),
+    ]
 
 
 def square_wave(low_w: float, high_w: float, *, half_period_s: float, seconds: float) -> list[tuple[float, float]]:
