@@ -1,31 +1,47 @@
 """Turns the recorded ticks of a cumulative energy counter into joules between two instants, with an uncertainty.
 
 A tick is the moment at which the counter showed a new value; it lies between the last reading of the old value and
-the first reading of the new one. At an edge inside the load the energy is interpolated linearly between the ticks
-around it (measurement.md §2, "loaded" edges). Quiet edges with guard intervals build on the same series.
+the first reading of the new one. What the counter would have shown at an edge of a window is found in one of two ways
+(measurement.md §2). *Loaded*: the load runs on across the edge, so the energy is interpolated between the ticks around
+it. *Quiet*: the engine waits on the outer side of the edge, so the counter is read a tick further out, where all of
+the work is surely counted, and the waiting power, known from five more ticks, is taken off. A quiet edge that turns
+out not to be quiet is interpolated, with what that may cost in its uncertainty.
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
+from itertools import pairwise
+from statistics import fmean, median, variance
+from typing import Literal
 
-from llenergymeasure.core.contracts import DeviceEnergy
+from llenergymeasure.core.contracts import DeviceEnergy, Edges
 from llenergymeasure.core.errors import MeasurementError
 
 MAX_RELATIVE_UNCERTAINTY = 0.02
 """Joules with a larger standard uncertainty of the edges are not given (measurement.md §2)."""
 
-EDGE_GAP_TICKS = 3
-"""A hole of more than this many periods around an edge makes the energy there unknown."""
+EDGE_GAP_TICKS = 5
+"""A tick that is missing this near to an edge makes the energy there unknown (measurement.md §6)."""
+
+GUARD_TICKS = 5
+"""So many ticks tell the waiting power beside a quiet edge (measurement.md §2)."""
+
+QUIET_SPREAD = 0.05
+"""Guard ticks whose powers differ by more than this share of their mean are not quiet (measurement.md §2)."""
+
+TIMING_SPREAD = 6.0
+"""The powers of five equal ticks differ by less than this many of the standard deviations that timing gives them."""
 
 DEFAULT_JITTER_S = 0.004
 """Standard deviation of the tick's lag, 4 ms, measured on an H100 80GB HBM3, driver 580 (measurement.md §1)."""
 
+EdgesUsed = Literal["quiet", "loaded", "interpolated"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """One counter update: old value last seen at `before_s`, new value `joules` first seen at `after_s`."""
 
@@ -41,11 +57,26 @@ class Tick:
 
 @dataclass(frozen=True)
 class Joules:
-    """Energy with its standard uncertainty, both in J; `value` is None with a `reason` if it cannot be given."""
+    """Energy with its standard uncertainty, both in J; `value` is None with a `reason` if it cannot be given.
+
+    `edges` says how the ends were cut, `power_before_w` and `power_after_w` are the waiting powers beside quiet ones.
+    """
 
     value: float | None
     std_uncertainty: float | None = None
     reason: str | None = None
+    edges: EdgesUsed | None = None
+    power_before_w: float | None = None
+    power_after_w: float | None = None
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """What the counter would show at an edge (J), the variance of that (J²), the waiting power if it was quiet (W)."""
+
+    joules: float
+    variance: float
+    quiet_power_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +96,38 @@ class EnergySeries:
         """Median distance of ticks, s; None with fewer than three ticks."""
         if len(self.ticks) < 3:
             return None
-        return median(b - a for a, b in zip(self.times_s, self.times_s[1:], strict=False))
+        return median(b - a for a, b in pairwise(self.times_s))
 
-    def between(self, start_s: float, end_s: float) -> Joules:
-        """Energy from `start_s` to `end_s`, edges interpolated; None with a reason where ticks do not allow it.
+    @cached_property
+    def measured_jitter_s(self) -> float | None:
+        """Standard deviation of a tick's moment about its beat, from these ticks, s; None with fewer than twenty.
+
+        Distances of neighbours scatter by twice the variance of one tick, of which the readings' width has its share.
+        Holes and the slowest hundredth of the readings are left out.
+        """
+        period = self.period_s
+        near = [(b - a, i) for i, (a, b) in enumerate(pairwise(self.times_s)) if period and b - a < 1.5 * period]
+        if len(near) < 20:
+            return None
+        widths = sorted(self._width_s(i) for _, i in near)
+        widest = widths[int(0.99 * (len(widths) - 1))]
+        kept = [d for d, i in near if max(self._width_s(i), self._width_s(i + 1)) <= widest]
+        if len(kept) < 10:
+            return None
+        return math.sqrt(max(0.0, variance(kept) / 2 - fmean(w * w for w in widths if w <= widest) / 12))
+
+    @cached_property
+    def went_back(self) -> bool:
+        """Whether the counter ever showed less than before: a driver reload or a reset of the GPU."""
+        return any(b.joules < a.joules for a, b in pairwise(self.ticks))
+
+    def between(self, start_s: float, end_s: float, edges: Edges = "loaded") -> Joules:
+        """Energy from `start_s` to `end_s` with its standard uncertainty; None with a reason where ticks forbid it.
+
+        Args:
+            start_s: Start of the window, CLOCK_MONOTONIC.
+            end_s: Its end.
+            edges: `quiet` if the engine waited for a second on both sides, `loaded` if the load ran on across them.
 
         Raises:
             MeasurementError: The interval is empty or reversed.
@@ -79,62 +138,163 @@ class EnergySeries:
         period = self.period_s
         if period is None or period <= 0:
             return Joules(None, reason=f"energy counter: {len(self.ticks)} ticks recorded, at least 3 are needed")
-        if any(b.joules < a.joules for a, b in zip(self.ticks, self.ticks[1:], strict=False)):
+        if self.went_back:
             return Joules(None, reason="counter_reset: the energy counter went back")
-        left, right = self._around(start_s), self._around(end_s)
+        left, right = self._interval_at(start_s), self._interval_at(end_s)
         if left is None or right is None:
             return Joules(None, reason="sample_gap: the counter was not recorded around the window's edges")
-        for a, b in (left, right):
-            if self.times_s[b] - self.times_s[a] > EDGE_GAP_TICKS * period:
-                return Joules(None, reason="sample_gap: ticks are missing at the window's edge")
-        energy = self._value(end_s, right) - self._value(start_s, left)
-        if energy <= 0:
-            return Joules(None, reason="counter_constant: the energy counter did not move in the window")
-        uncertainty = self._edge_uncertainty(left, right, energy / (end_s - start_s), period)
-        if uncertainty > MAX_RELATIVE_UNCERTAINTY * energy:
-            share = 100 * uncertainty / energy
-            return Joules(None, reason=f"window too short for the counter: edge uncertainty {share:.1f} % > 2 %")
-        return Joules(energy, uncertainty)
+        if self._hole_near(left) or self._hole_near(right):
+            return Joules(None, reason=f"sample_gap: a tick is missing within {EDGE_GAP_TICKS} ticks of an edge")
+        mean_power_w = (self._value(end_s, right) - self._value(start_s, left)) / (end_s - start_s)
+        if edges == "quiet":
+            begin = self._quiet_start(start_s, left) or self._interpolated(start_s, left, mean_power_w)
+            finish = self._quiet_end(end_s, right) or self._interpolated(end_s, right, mean_power_w)
+        else:
+            begin, finish = (self._loaded(t, i, mean_power_w) for t, i in ((start_s, left), (end_s, right)))
+        return _difference(begin, finish, edges)
 
     def interpolated_j(self, start_s: float, end_s: float) -> float | None:
         """Joules without any judgement, for curves; None outside the recording."""
-        left, right = self._around(start_s), self._around(end_s)
+        left, right = self._interval_at(start_s), self._interval_at(end_s)
         return None if left is None or right is None else self._value(end_s, right) - self._value(start_s, left)
 
-    def _around(self, t_s: float) -> tuple[int, int] | None:
+    def mean_power_w(self, start_s: float, end_s: float) -> float | None:
+        """Mean power of an interval, W, ends interpolated; None outside the recording or if the counter went back."""
+        joules = self.interpolated_j(start_s, end_s) if end_s > start_s else None
+        return joules / (end_s - start_s) if joules is not None and joules > 0 else None
+
+    def powers(self, start_s: float, end_s: float) -> list[tuple[float, float]]:
+        """(middle in s, mean power in W) of every interval between ticks that lies wholly inside."""
+        first, last = bisect_left(self.times_s, start_s), bisect_right(self.times_s, end_s) - 1
+        times = self.times_s
+        return [
+            ((times[i] + times[i + 1]) / 2, self._power_w(i)) for i in range(first, last) if times[i + 1] > times[i]
+        ]
+
+    def interior_gap_ticks(self, start_s: float, end_s: float) -> int:
+        """Largest number of ticks in a row that were not seen between two instants; the counter lost nothing."""
+        first, last = bisect_right(self.times_s, start_s) - 1, bisect_left(self.times_s, end_s)
+        return max((self._missing(i) for i in range(max(0, first), min(last, len(self.ticks) - 1))), default=0)
+
+    def _interval_at(self, t_s: float) -> int | None:
+        """Index of the tick before an instant that has a tick after it, too."""
         i = bisect_right(self.times_s, t_s)
-        return (i - 1, i) if 0 < i < len(self.times_s) else None
+        return i - 1 if 0 < i < len(self.times_s) else None
 
-    def _value(self, t_s: float, pair: tuple[int, int]) -> float:
-        a, b = self.ticks[pair[0]], self.ticks[pair[1]]
-        return a.joules + (b.joules - a.joules) * (t_s - a.t_s) / (b.t_s - a.t_s)
+    def _value(self, t_s: float, i: int) -> float:
+        """The counter at an instant between tick `i` and the next, interpolated, J."""
+        return self.ticks[i].joules + self._power_w(i) * (t_s - self.times_s[i])
 
-    def _power_w(self, i: int) -> float | None:
-        if not 0 <= i < len(self.ticks) - 1:
+    def _power_w(self, i: int) -> float:
+        """Mean power from tick `i` to the next, W."""
+        return (self.ticks[i + 1].joules - self.ticks[i].joules) / (self.times_s[i + 1] - self.times_s[i])
+
+    def _powers_w(self, first: int, last: int) -> list[float]:
+        """Powers of the intervals first…last, as far as they were recorded."""
+        return [self._power_w(i) for i in range(max(0, first), min(last, len(self.ticks) - 2) + 1)]
+
+    def _width_s(self, i: int) -> float:
+        return self.ticks[i].after_s - self.ticks[i].before_s
+
+    def _sigma2(self, i: int) -> float:
+        """Variance of a tick's moment, s²: w²/12 + jitter² (measurement.md §2)."""
+        return self._width_s(i) ** 2 / 12 + self.jitter_s**2
+
+    def _missing(self, i: int) -> int:
+        """How many ticks were surely not seen between tick `i` and the next; one that was read late is not missing."""
+        period = self.period_s or math.inf
+        late = sum(max(0.0, self._width_s(k) / 2 - period / 4) for k in (i, i + 1))
+        return max(0, round((self.times_s[i + 1] - self.times_s[i] - late) / period) - 1)
+
+    def _hole_near(self, i: int) -> bool:
+        """Whether a tick is missing within five ticks of an edge in interval `i`."""
+        near = range(max(0, i - EDGE_GAP_TICKS), min(i + EDGE_GAP_TICKS, len(self.ticks) - 2) + 1)
+        return any(self._missing(k) for k in near)
+
+    def _loaded(self, t_s: float, i: int, mean_power_w: float) -> _Edge:
+        """An edge under load: variance tau²·dP²/48 + (P·sigma_t)²."""
+        powers = self._powers_w(i - 1, i + 1)
+        step_w = max(abs(p - self._power_w(i)) for p in powers)
+        return _Edge(self._value(t_s, i), self._reading_variance(i, mean_power_w) + self._tau2() * step_w**2 / 48)
+
+    def _interpolated(self, t_s: float, i: int, mean_power_w: float) -> _Edge:
+        """An edge that was meant to be quiet and is not: tau·|dP|/2 for the step of power somewhere near it."""
+        powers = self._powers_w(i - 1, i + 2)
+        step_w = max(powers) - min(powers)
+        return _Edge(self._value(t_s, i), self._reading_variance(i, mean_power_w) + self._tau2() * step_w**2 / 4)
+
+    def _tau2(self) -> float:
+        return (self.period_s or 0.0) ** 2
+
+    def _reading_variance(self, i: int, mean_power_w: float) -> float:
+        return mean_power_w**2 * max(self._sigma2(i), self._sigma2(i + 1))
+
+    def _quiet_start(self, t_s: float, i: int) -> _Edge | None:
+        """The edge before which the engine waited: read at the last tick but one before it; None if it is not quiet."""
+        tick = i - 1
+        guard = self._waiting(range(tick - GUARD_TICKS, tick))
+        if guard is None:
             return None
-        a, b = self.ticks[i], self.ticks[i + 1]
-        return (b.joules - a.joules) / (b.t_s - a.t_s)
+        gap_s = t_s - self.times_s[tick]
+        return self._quiet(tick, gap_s, guard, sign=1)
 
-    def _power_step_w(self, i: int) -> float:
-        """Largest change of power from the interval at `i` to its neighbours, W."""
-        here = self._power_w(i)
-        near = [p for p in (self._power_w(i - 1), self._power_w(i + 1)) if p is not None]
-        return max((abs(p - here) for p in near), default=0.0) if here is not None else 0.0
+    def _quiet_end(self, t_s: float, i: int) -> _Edge | None:
+        """The edge after which the engine waited: read at the second tick after it; None if it is not quiet."""
+        tick = i + 2
+        guard = self._waiting(range(tick, tick + GUARD_TICKS))
+        if guard is None:
+            return None
+        gap_s = self.times_s[tick] - t_s
+        return self._quiet(tick, gap_s, guard, sign=-1)
 
-    def _edge_uncertainty(
-        self, left: tuple[int, int], right: tuple[int, int], mean_power_w: float, period_s: float
-    ) -> float:
-        """Standard uncertainty in J of two loaded edges: sqrt(tau^2 (dP0^2 + dP1^2)/48 + 2 (P sigma_t)^2)."""
-        widths = [self.ticks[i].after_s - self.ticks[i].before_s for i in (*left, *right)]
-        sigma_t2 = max(widths) ** 2 / 12 + self.jitter_s**2
-        steps = self._power_step_w(left[0]) ** 2 + self._power_step_w(right[0]) ** 2
-        return math.sqrt(period_s**2 * steps / 48 + 2 * mean_power_w**2 * sigma_t2)
+    def _quiet(self, tick: int, gap_s: float, guard: tuple[float, float], *, sign: int) -> _Edge:
+        """The counter at a quiet edge: variance (P·sigma_t)² + g²·u²(P)."""
+        power_w, variance_w2 = guard
+        value = self.ticks[tick].joules + sign * power_w * gap_s
+        return _Edge(value, power_w**2 * self._sigma2(tick) + gap_s**2 * variance_w2, power_w)
+
+    def _waiting(self, intervals: range) -> tuple[float, float] | None:
+        """Mean power (W) and its variance (W²) of the guard's intervals; None if too few, or not quiet.
+
+        Equal ticks seem to differ in power because their moments are uncertain; only what exceeds that counts.
+        """
+        if intervals.start < 0 or intervals.stop > len(self.ticks) - 1:
+            return None
+        first, last = self.ticks[intervals.start], self.ticks[intervals.stop]
+        mean_w = (last.joules - first.joules) / (last.t_s - first.t_s)
+        powers = [self._power_w(i) for i in intervals]
+        sigma2 = max(self._sigma2(i) for i in (*intervals, intervals.stop))
+        timing = TIMING_SPREAD * math.sqrt(2 * sigma2) / min(self.times_s[i + 1] - self.times_s[i] for i in intervals)
+        if max(powers) - min(powers) > (QUIET_SPREAD + timing) * mean_w:
+            return None
+        return mean_w, variance(powers) / len(powers)
 
 
-def device_energy(uuid: str, series: EnergySeries, start_s: float, end_s: float) -> DeviceEnergy:
+def _difference(begin: _Edge, finish: _Edge, wanted: Edges) -> Joules:
+    energy, u = finish.joules - begin.joules, math.sqrt(begin.variance + finish.variance)
+    if energy <= 0:
+        return Joules(None, reason="counter_constant: the energy counter did not move in the window")
+    if u > MAX_RELATIVE_UNCERTAINTY * energy:
+        return Joules(None, reason=f"window too short for the counter: edge uncertainty {100 * u / energy:.1f} % > 2 %")
+    powers = (begin.quiet_power_w, finish.quiet_power_w)
+    used: EdgesUsed = "interpolated" if wanted == "quiet" and None in powers else wanted
+    return Joules(energy, u, None, used, *powers)
+
+
+def device_energy(
+    uuid: str, series: EnergySeries, start_s: float, end_s: float, edges: Edges = "loaded"
+) -> DeviceEnergy:
     """Joules of one device in a window as a record."""
-    joules = series.between(start_s, end_s)
-    return DeviceEnergy(uuid, joules.value, joules.std_uncertainty, joules.reason)
+    found = series.between(start_s, end_s, edges)
+    return DeviceEnergy(
+        uuid,
+        found.value,
+        found.std_uncertainty,
+        found.reason,
+        found.edges,
+        found.power_before_w,
+        found.power_after_w,
+    )
 
 
 def total(devices: Iterable[DeviceEnergy]) -> Joules:
