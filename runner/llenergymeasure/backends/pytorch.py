@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -344,6 +345,14 @@ class Engine:
 
     def generate(self, batch: Sequence[Request]) -> Generation:
         """Run one left-padded batch; the device is synchronised before and after."""
+        return self._generate(batch)
+
+    def generate_timed(self, batch: Sequence[Request]) -> Generation:
+        """The same with the time of the first token; every token costs a copy to the host. Not with beam search."""
+        stamp = _FirstToken()
+        return replace(self._generate(batch, streamer=stamp), first_token_s=stamp.first_s)
+
+    def _generate(self, batch: Sequence[Request], **extra: Any) -> Generation:
         import torch
 
         width = max(len(r.token_ids) for r in batch)
@@ -357,6 +366,7 @@ class Engine:
                 attention_mask=torch.tensor(mask, device=self._model.device),
                 max_new_tokens=max(r.max_new_tokens for r in batch),
                 **self._generate_kwargs,
+                **extra,
             )
             end_s = self._now_s()
         tokens = tuple(self._useful(row[width:], r) for row, r in zip(out.tolist(), batch, strict=True))
@@ -449,6 +459,29 @@ class Engine:
             import torch
 
             torch.cuda.empty_cache()
+
+
+class _FirstToken:
+    """A streamer of transformers that keeps the time of the first generated token.
+
+    `generate` puts the prompt first and then the tokens of every step, copied to the host: the device has finished
+    the step by then (transformers 5.24, generation/utils.py, StopCheck).
+    """
+
+    def __init__(self) -> None:
+        self.first_s: float | None = None
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        """Take the prompt or the tokens of a step."""
+        del value
+        if not self._prompt_seen:
+            self._prompt_seen = True
+        elif self.first_s is None:
+            self.first_s = time.monotonic()
+
+    def end(self) -> None:
+        """Nothing to flush."""
 
 
 def _step_over(token: int, special: set[int], size: int) -> int:

@@ -6,7 +6,7 @@ All instants are seconds of CLOCK_MONOTONIC (`time.monotonic()`), which processe
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from llenergymeasure.core.config import ExperimentConfig
@@ -37,13 +37,15 @@ class Generation:
     """What one batch produced: per request the useful tokens (never padding, never past its own end).
 
     `output_token_ids` has one tuple per request, in the order given. `start_s`/`end_s` enclose the work with the
-    device synchronised on both sides.
+    device synchronised on both sides. `first_token_s` is when every request of the batch had its first token, the end
+    of the prefill; None where the engine was not asked.
     """
 
     requests: tuple[Request, ...]
     output_token_ids: tuple[tuple[int, ...], ...]
     start_s: float
     end_s: float
+    first_token_s: float | None = None
 
     @property
     def input_tokens(self) -> int:
@@ -143,6 +145,7 @@ class Occupants:
     graphics_pids: tuple[int, ...] | None = None
     busy_pids: tuple[int, ...] | None = None
     memory_used_mb: float | None = None  # MiB, without what the driver reserves where it tells that
+    listed_memory_mb: float | None = None  # MiB of all listed compute processes; None if it is not told for each
 
 
 @dataclass(frozen=True)
@@ -304,3 +307,11 @@ class InferenceEngine(Protocol):
 
     def close(self) -> None:
         """Free the model and the device's memory."""
+
+
+@runtime_checkable
+class PhaseTiming(Protocol):
+    """What an engine of static batches offers beside, if it can tell prefill from decode."""
+
+    def generate_timed(self, batch: Sequence[Request]) -> Generation:
+        """Like `generate`, with `first_token_s`; observing may cost time, so never inside the measured window."""
