@@ -1,0 +1,96 @@
+"""Writes what the sensors recorded in a run as plain JSON and reads it back, so that a run can be judged again.
+
+Rows of one kind are kept as a table of columns; instants count from the window's start, so that a recording means the
+same on every machine.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from llenergymeasure.core.contracts import (
+    DeviceEnergy,
+    EnergyRecord,
+    Occupants,
+    PowerSample,
+    Reading,
+    ThrottleCounters,
+)
+from llenergymeasure.core.energy_series import EnergySeries, Tick
+
+FORMAT = "llem-recording-1"
+INSTANTS = frozenset({"t_s", "before_s", "after_s", "start_s", "end_s"})
+Row = TypeVar("Row")
+DECIMALS = 6  # a microsecond: less than any sensor's clock tells
+
+
+def to_json(record: EnergyRecord, zero_s: float) -> dict[str, Any]:
+    """The whole record; `zero_s` is the instant that becomes 0 (the window's start), s of CLOCK_MONOTONIC."""
+    return {
+        "format": FORMAT,
+        "windows": {name: _table(parts, zero_s) for name, parts in record.windows.items()},
+        "ticks": {uuid: _table(s.ticks, zero_s) for uuid, s in record.series.items()},
+        "series": {uuid: _plain(s, leave_out=("ticks",)) for uuid, s in record.series.items()},
+        "samples": {uuid: _table(rows, zero_s) for uuid, rows in record.samples.items()},
+        "readings": _table(record.readings, zero_s),
+        "occupants": _table(record.occupants, zero_s),
+        "throttle": _table(record.throttle, zero_s),
+        "host_energy_j": record.host_energy_j,
+        "independent": record.independent,
+        "warnings": list(record.warnings),
+    }
+
+
+def from_json(raw: Mapping[str, Any]) -> EnergyRecord:
+    """The record back; its instants count from the window's start.
+
+    Raises:
+        ValueError: It is not a recording of this format.
+
+    """
+    if raw.get("format") != FORMAT:
+        raise ValueError(f"not a recording: its format is {raw.get('format')!r}, expected {FORMAT!r}")
+    ticks = {uuid: _rows(Tick, table) for uuid, table in raw["ticks"].items()}
+    return EnergyRecord(
+        windows={name: _rows(DeviceEnergy, table) for name, table in raw["windows"].items()},
+        series={uuid: EnergySeries(ticks=ticks[uuid], **facts) for uuid, facts in raw["series"].items()},
+        samples={uuid: _rows(PowerSample, table) for uuid, table in raw["samples"].items()},
+        readings=_rows(Reading, raw["readings"]),
+        occupants=_rows(Occupants, raw["occupants"]),
+        throttle=_rows(ThrottleCounters, raw["throttle"]),
+        host_energy_j=raw["host_energy_j"],
+        independent=raw["independent"],
+        warnings=tuple(raw["warnings"]),
+    )
+
+
+def _table(rows: Iterable[Any], zero_s: float) -> dict[str, Any]:
+    """Rows of one dataclass as columns; columns in which every row has the field's default are left out."""
+    listed = list(rows)
+    if not listed:
+        return {}
+    columns: dict[str, Any] = {}
+    for f in fields(listed[0]):
+        values = [getattr(row, f.name) for row in listed]
+        if any(v != f.default for v in values):
+            columns[f.name] = [_value(f.name, v, zero_s) for v in values]
+    return columns
+
+
+def _value(name: str, value: Any, zero_s: float) -> Any:
+    if name in INSTANTS and value is not None:
+        return round(value - zero_s, DECIMALS)
+    if isinstance(value, float):
+        return round(value, DECIMALS)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _rows(kind: type[Row], table: Mapping[str, Sequence[Any]]) -> tuple[Row, ...]:
+    names = list(table)
+    cells = ([tuple(v) if isinstance(v, list) else v for v in column] for column in table.values())
+    return tuple(kind(**dict(zip(names, row, strict=True))) for row in zip(*cells, strict=True))
+
+
+def _plain(record: Any, *, leave_out: Sequence[str]) -> dict[str, Any]:
+    assert is_dataclass(record)
+    return {f.name: getattr(record, f.name) for f in fields(record) if f.name not in leave_out}

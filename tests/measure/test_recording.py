@@ -1,0 +1,57 @@
+"""A recording as JSON says what the sensors said, from the window's start on."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+
+from llenergymeasure.core.contracts import (
+    DeviceEnergy,
+    EnergyRecord,
+    Occupants,
+    PowerSample,
+    Reading,
+    ThrottleCounters,
+)
+from llenergymeasure.core.energy_series import EnergySeries, Tick
+from llenergymeasure.recording import from_json, to_json
+
+ZERO_S = 1000.0
+TICKS = tuple(Tick(ZERO_S + i / 8 - 1.003, ZERO_S + i / 8 - 1, 37.5 * i) for i in range(40))
+FULL = EnergyRecord(
+    windows={"window": (DeviceEnergy("GPU-a", 300.0, 0.5, None, "quiet", 120.0, 130.0),), "baseline": ()},
+    readings=(Reading(ZERO_S, "GPU-a", 0, power_w=300.0), Reading(ZERO_S + 0.5, "GPU-a", 0, temperature_c=50)),
+    series={"GPU-a": EnergySeries(TICKS, jitter_s=0.002)},
+    samples={"GPU-a": (PowerSample(ZERO_S + 0.25, 299.5),)},
+    occupants=(Occupants(ZERO_S, "GPU-a", (1, 2), None, (), 776.0),),
+    throttle=(ThrottleCounters(ZERO_S + 1, "GPU-a", sw_power_cap_ns=5),),
+    host_energy_j=12.5,
+    independent=True,
+    warnings=("code: words",),
+)
+
+
+def test_a_recording_comes_back_whole() -> None:
+    """Every field of the record survives JSON; instants lose the machine's clock and nothing else."""
+    back = from_json(json.loads(json.dumps(to_json(FULL, ZERO_S))))
+    again = json.loads(json.dumps(to_json(back, 0.0)))
+    assert again == json.loads(json.dumps(to_json(FULL, ZERO_S)))
+    assert back.series["GPU-a"].ticks[8].after_s == pytest.approx(0.0)
+    assert back.occupants == (replace(FULL.occupants[0], t_s=0.0),)
+    for f in fields(EnergyRecord):
+        assert bool(getattr(back, f.name)) == bool(getattr(FULL, f.name)), f.name
+
+
+def test_joules_of_a_window_survive() -> None:
+    """The energy between two instants is the same before and after, each on its own clock."""
+    back = from_json(json.loads(json.dumps(to_json(FULL, ZERO_S))))
+    before = FULL.series["GPU-a"].between(ZERO_S + 0.3, ZERO_S + 2.6)
+    after = back.series["GPU-a"].between(0.3, 2.6)
+    assert after.value == pytest.approx(before.value, rel=1e-6)
+    assert after.std_uncertainty == pytest.approx(before.std_uncertainty, rel=1e-3)
+
+
+def test_another_file_is_refused() -> None:
+    """What is no recording is named, not guessed at."""
+    with pytest.raises(ValueError, match="llem-recording-1"):
+        from_json({"ticks": []})
