@@ -11,6 +11,7 @@ from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import EnergyRecord, Generation, ModelFacts, Reading, Weights, Window, Work
 from llenergymeasure.core.energy_series import Joules, total
 from llenergymeasure.core.identity import canonical, measurement_config_hash
+from llenergymeasure.core.phase_split import PhaseSplit
 from llenergymeasure.core.plan import flatten
 from llenergymeasure.core.result import (
     CrossCheck,
@@ -82,6 +83,7 @@ class Observation:
     work: Work = field(default_factory=Work)
     suspended_s: float = 0.0
     own_pids: frozenset[int] = frozenset()
+    phase_split: PhaseSplit | None = None
     carbon_intensity_gco2_kwh: float | None = None
     pue: float = 1.0
     lengths: list[tuple[int, int]] = field(init=False)
@@ -121,6 +123,7 @@ def build(seen: Observation) -> ExperimentResult:
         **energy,
         uncertainty=_uncertainty(relative),
         cross_check=_cross_check(seen, joules),
+        phase_split=seen.phase_split,
         verdict=judge(evidence),
         flops=size,
         warmup=seen.warmup,
@@ -130,6 +133,7 @@ def build(seen: Observation) -> ExperimentResult:
         measurement_warnings=[
             *seen.warnings,
             *(seen.energy.warnings if seen.energy else ()),
+            *_unsplit(seen.phase_split),
             *warnings(evidence),
             *_energy_warnings(energy),
         ],
@@ -140,6 +144,10 @@ def build(seen: Observation) -> ExperimentResult:
         synthetic=not seen.real_engine or seen.source_kind == "simulated",
         random_weights=seen.weights.random_weights,
     )
+
+
+def _unsplit(split: PhaseSplit | None) -> list[str]:
+    return [split.reason] if split is not None and split.reason is not None else []
 
 
 def _identity(seen: Observation) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from llenergymeasure.core.comparison import QuantityComparison
+from llenergymeasure.core.phase_split import PhaseSplit
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.rows import run_columns, single_values, study_rows, values_of
 from llenergymeasure.core.statistics import Statistic, percentile
@@ -165,6 +166,7 @@ class ExperimentResult(Record):
     host_energy_j: float | None = None
     uncertainty: Uncertainty = Uncertainty()
     cross_check: CrossCheck | None = None
+    phase_split: PhaseSplit | None = None
     verdict: Verdict
 
     duration_s: float
