@@ -26,7 +26,7 @@ from llenergymeasure.core.errors import MeasurementError
 POLL_S = 0.002  # between polls near a tick; one NVML call takes up to 4 ms itself (measurement.md §1)
 LEAD_S = 0.012  # how long before the predicted tick polling starts
 LEARN_TICKS = 6  # intervals looked at to predict the next tick
-TAIL_TICKS = 4  # ticks recorded behind the last edge before the sampler is stopped
+TAIL_TICKS = 8  # ticks recorded behind the last edge before the sampler is stopped: a guard and one to spare
 FIRST_TICK_TIMEOUT_S = 3.0
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA's own energy counter: differences of the recorded tick series, edges interpolated."""
+"""NVIDIA's own energy counter: differences of the recorded tick series."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -32,7 +32,7 @@ class Source:
         self._sampler = NvmlSampler()
         self._devices: tuple[Device, ...] = ()
         self._open: dict[str, float] = {}
-        self._spans: dict[str, tuple[float, float]] = {}
+        self._spans: dict[str, tuple[float, float, Edges]] = {}
 
     def availability(self) -> Availability:
         """Needs a driver and a counter (Volta or later) that no MIG slice shares."""
@@ -54,10 +54,9 @@ class Source:
 
     def close_window(self, name: str, edges: Edges = "loaded") -> float:
         """Mark its end."""
-        del edges
         if name not in self._open:
             raise MeasurementError(f"energy window {name!r} was never opened")
-        self._spans[name] = (self._open.pop(name), self._sampler.mark())
+        self._spans[name] = (self._open.pop(name), self._sampler.mark(), edges)
         return self._spans[name][1]
 
     def guard_s(self) -> float:
