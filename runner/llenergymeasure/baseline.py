@@ -1,19 +1,15 @@
-"""Measures the idle power that is subtracted: a bare GPU, one with a CUDA context, or one with the engine loaded.
+"""Idle power that is subtracted: what is known of it, how sure that is, and where it is kept between runs.
 
-A `context` baseline is held by a helper process that opens the primary context through libcuda and nothing else, so
-it is the same for every engine and may be cached per GPU, driver and kind.
+A known idle power holds for one GPU with one set of settings (driver, power limit, clocks, persistence, ECC, MIG) in
+one kind of idle, for as long as `baseline.cache_ttl_seconds` says.
 """
 
-import ctypes
 import json
 import logging
+import math
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +17,27 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
 from llenergymeasure.core.config import ExperimentConfig
-from llenergymeasure.core.contracts import Device, EnergyBackend
 from llenergymeasure.core.errors import MeasurementError
+from llenergymeasure.gpu_settings import GpuSettings
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "LLEM_BASELINES"
-HELPER_TIMEOUT_S = 30.0
+STABLE = 0.005
+"""Largest drift over a recording that counts as stable, a fraction of the idle power (measurement.md §3)."""
+SPOT_LEAST_W, SPOT_SHARE = 2.0, 0.02
+"""A spot check that differs by more than the larger of the two makes a known idle power worthless."""
+LEAST_DOUBT_W = 1.0
+"""Half-width of what an idle power may have moved between its measurement and the window, W per GPU."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How idle power moved while it was recorded, W: standard deviation of `samples` parts, drift from end to end."""
+
+    spread_w: float
+    samples: int
+    drift_w: float
 
 
 @dataclass(frozen=True)
@@ -36,145 +46,182 @@ class Baseline:
 
     power_w: float
     kind: str
-    method: Literal["fresh", "cached"]
+    method: Literal["fresh", "cached", "validated"]
     measured_at: datetime
     per_device_w: Mapping[str, float] = field(default_factory=dict)  # by GPU UUID
+    recorded: Mapping[str, Spread] = field(default_factory=dict)  # by GPU UUID, where it is known
+    temperature_c: float | None = None  # of the warmest GPU, when it was measured
+    spot_w: float | None = None  # what a spot check before this run found
+    settings: Mapping[str, str] = field(default_factory=dict)  # by GPU UUID: digest of what it holds for
 
     @property
     def age_s(self) -> float:
         """Seconds since it was measured."""
         return (datetime.now(UTC) - self.measured_at).total_seconds()
 
+    @property
+    def drift_w(self) -> float | None:
+        """Drift of the sum over its recording, W; None where it is not known for every GPU."""
+        complete = self.recorded and len(self.recorded) == len(self.per_device_w)
+        return sum(s.drift_w for s in self.recorded.values()) if complete else None
 
-def cached(config: ExperimentConfig, devices: Sequence[Device], driver: str | None, folder: Path) -> Baseline | None:
-    """A known baseline for these GPUs, driver and kind that is young enough; from the parent, else from disk."""
-    known = {**_read_file(folder), **_from_environment(os.environ)}
-    rows = [known.get(_key(d.uuid, driver, config.baseline.kind)) for d in devices]
-    present = [r for r in rows if r is not None]
-    if not rows or len(present) < len(rows):
-        return None
-    found = Baseline(
-        sum(r.power_w for r in present),
-        config.baseline.kind,
-        "cached",
-        min(r.measured_at for r in present),
-        {d.uuid: r.power_w for d, r in zip(devices, present, strict=True)},
-    )
-    return found if 0 <= found.age_s <= config.baseline.cache_ttl_seconds else None
+    @property
+    def std_uncertainty_w(self) -> float:
+        """u(P_b), W: u² = s²/n + drift²/12 + max(1 W, |spot - known|)²/3, over all GPUs (measurement.md §5).
 
-
-def record(config: ExperimentConfig, source: EnergyBackend, devices: Sequence[Device]) -> float:
-    """Record an idle window named `baseline` on a running source, give its length in s; `remember` needs its joules."""
-    with _idle(config.baseline.kind, devices, pretended=source.KIND == "simulated"):
-        start_s = source.open_window("baseline")
-        time.sleep(config.baseline.duration_seconds)
-        return source.close_window("baseline") - start_s
+        Where a drift is not known it is taken as the largest that would have counted as stable.
+        """
+        chance = sum(s.spread_w**2 / s.samples for s in self.recorded.values())
+        drift_w = self.drift_w if self.drift_w is not None else STABLE * self.power_w
+        moved_w = abs(self.spot_w - self.power_w) if self.spot_w is not None else 0.0
+        doubt_w = max(LEAST_DOUBT_W * max(1, len(self.per_device_w)), moved_w)
+        return math.sqrt(chance + drift_w**2 / 12 + doubt_w**2 / 3)
 
 
-def remember(
-    config: ExperimentConfig,
-    joules: Mapping[str, float],
-    duration_s: float,
-    driver: str | None,
-    folder: Path | None,
-) -> Baseline:
-    """Turn measured joules per GPU into a baseline; with a `folder`, keep it there for the next process if it can."""
-    now = datetime.now(UTC)
-    rows = {
-        _key(uuid, driver, config.baseline.kind): _Row(power_w=j / duration_s, measured_at=now)
-        for uuid, j in joules.items()
-    }
-    if folder is not None:
-        try:
-            _write_file(folder, rows)
-        except OSError as err:  # the measurement is made; the next process will measure the idle power itself
-            log.warning("%s: the baseline cannot be kept: %s", folder, err.strerror)
-    per_device_w = {uuid: j / duration_s for uuid, j in joules.items()}
-    return Baseline(sum(joules.values()) / duration_s, config.baseline.kind, "fresh", now, per_device_w)
-
-
-def _key(uuid: str, driver: str | None, kind: str) -> str:
-    return f"{uuid}/{driver}/{kind}"
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, "_Row"]:
-    """Baselines of the parent or the operator: a JSON list of {gpu_uuid, driver, kind, power_w, measured_at}."""
-    text = environ.get(VARIABLE)
-    if not text:
-        return {}
-    try:
-        rows = json.loads(text)
-        return {_key(r["gpu_uuid"], r.get("driver"), r["kind"]): _Row.model_validate(r) for r in rows}
-    except (ValueError, KeyError, TypeError, AttributeError) as err:  # pydantic's ValidationError is a ValueError
-        raise MeasurementError(f"{VARIABLE} is not a list of baselines: {err!r}") from err
-
-
-class _Row(BaseModel):
+class Row(BaseModel):
     """One GPU's idle power as kept; a time without a zone is refused, since ages could not be told."""
 
     power_w: float
     measured_at: AwareDatetime
+    spread_w: float | None = None
+    samples: int | None = None
+    drift_w: float | None = None
+    temperature_c: float | None = None
+    settings: dict[str, Any] | None = None  # what the key's digest stands for
+
+    @property
+    def recorded(self) -> Spread | None:
+        """How it moved, where that is known."""
+        if self.spread_w is None or not self.samples or self.drift_w is None:
+            return None
+        return Spread(self.spread_w, self.samples, self.drift_w)
 
 
-_Rows = TypeAdapter(dict[str, _Row])
+_Rows = TypeAdapter(dict[str, Row])
 
 
-def _read_file(folder: Path) -> dict[str, _Row]:
+def known(config: ExperimentConfig, settings: Mapping[str, GpuSettings], folder: Path) -> Baseline | None:
+    """A known baseline for these GPUs as they are set, young enough; from the parent, else from disk.
+
+    Args:
+        config: Which kind of idle, and how old it may be.
+        settings: By UUID, in the order of the run's GPUs.
+        folder: Where baselines are kept.
+
+    Raises:
+        MeasurementError: The parent's are malformed.
+
+    """
+    handed, kept = handed_down(os.environ), read_rows(folder)
+    rows = {u: _find(u, s, config.baseline.kind, handed, kept) for u, s in settings.items()}
+    present = {u: r for u, r in rows.items() if r is not None}
+    if not rows or len(present) < len(rows):
+        return None
+    temperatures = [r.temperature_c for r in present.values() if r.temperature_c is not None]
+    found = Baseline(
+        sum(r.power_w for r in present.values()),
+        config.baseline.kind,
+        "cached",
+        min(r.measured_at for r in present.values()),
+        {u: r.power_w for u, r in present.items()},
+        {u: r.recorded for u, r in present.items() if r.recorded is not None},
+        max(temperatures, default=None),
+        settings={u: s.digest for u, s in settings.items()},
+    )
+    return found if 0 <= found.age_s <= config.baseline.cache_ttl_seconds else None
+
+
+def _find(
+    uuid: str, settings: GpuSettings, kind: str, handed: Mapping[str, Row], kept: Mapping[str, Row]
+) -> Row | None:
+    """What was handed down beats what lies on disk; a handed row may come without the digest of the settings."""
+    exact, loose = key(uuid, settings.driver, kind, settings.digest), key(uuid, settings.driver, kind, None)
+    return handed.get(exact) or handed.get(loose) or kept.get(exact)
+
+
+def belies(spot_w: float, known_w: float) -> bool:
+    """Whether a spot check says that a known idle power no longer holds."""
+    return abs(spot_w - known_w) > max(SPOT_LEAST_W, SPOT_SHARE * known_w)
+
+
+def key(uuid: str, driver: str | None, kind: str, digest: str | None) -> str:
+    """Name of a row: GPU, driver, kind of idle and, where known, the digest of the GPU's settings."""
+    return "/".join([uuid, str(driver), kind, *([digest] if digest else [])])
+
+
+def rows_of(found: Baseline, settings: Mapping[str, GpuSettings]) -> dict[str, Row]:
+    """The rows to keep of a measured baseline, by name."""
+    rows = {}
+    for uuid, power_w in found.per_device_w.items():
+        own, moved = settings.get(uuid, GpuSettings()), found.recorded.get(uuid)
+        rows[key(uuid, own.driver, found.kind, own.digest)] = Row(
+            power_w=power_w,
+            measured_at=found.measured_at,
+            spread_w=moved.spread_w if moved else None,
+            samples=moved.samples if moved else None,
+            drift_w=moved.drift_w if moved else None,
+            temperature_c=found.temperature_c,
+            settings=asdict(own),
+        )
+    return rows
+
+
+def keep(rows: Mapping[str, Row], folder: Path) -> None:
+    """Write rows where the next process finds them; that it cannot be done is logged, not raised."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / "baselines.json"
+        temporary = target.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(_Rows.dump_json({**read_rows(folder), **rows}, indent=1))
+        temporary.replace(target)
+    except OSError as err:  # the measurement is made; the next process will measure the idle power itself
+        log.warning("%s: the baseline cannot be kept: %s", folder, err.strerror)
+
+
+def read_rows(folder: Path) -> dict[str, Row]:
+    """The rows that are kept, by name."""
     try:
         return _Rows.validate_json((folder / "baselines.json").read_bytes())
     except (OSError, ValueError):
         return {}  # no cache, or a broken one: it is measured again
 
 
-def _write_file(folder: Path, rows: Mapping[str, _Row]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "baselines.json"
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(_Rows.dump_json({**_read_file(folder), **rows}, indent=1))
-    temporary.replace(target)
+def handed_down(environ: Mapping[str, str]) -> dict[str, Row]:
+    """Baselines of the parent or the operator: a JSON list of rows with {gpu_uuid, driver, kind, conditions}.
 
+    Raises:
+        MeasurementError: The variable does not hold such a list.
 
-@contextmanager
-def _idle(kind: str, devices: Sequence[Device], *, pretended: bool) -> Iterator[None]:
-    """Hold the GPU in the named idle: `context` by a helper process, the others by doing nothing."""
-    if kind != "context" or pretended:
-        yield
-        return
-    command = [sys.executable, "-m", "llenergymeasure.baseline", *(d.uuid for d in devices)]
-    helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert helper.stdin is not None
-    assert helper.stdout is not None
-    assert helper.stderr is not None
+    """
+    text = environ.get(VARIABLE)
+    if not text:
+        return {}
     try:
-        if helper.stdout.readline().strip() != b"ready":
-            said = helper.stderr.read().decode(errors="replace").strip().splitlines() or ["no message"]
-            raise MeasurementError(f"no CUDA context for the baseline: {said[-1]}; use baseline.kind: bare")
-        time.sleep(2.0)  # creating the context takes power of its own for about a second
-        yield
-    finally:
-        helper.stdin.close()
-        helper.wait(timeout=HELPER_TIMEOUT_S)
+        rows = json.loads(text)
+        return {
+            key(r["gpu_uuid"], r.get("driver"), r["kind"], r.get("conditions")): Row.model_validate(r) for r in rows
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as err:  # pydantic's ValidationError is a ValueError
+        raise MeasurementError(f"{VARIABLE} is not a list of baselines: {err!r}") from err
 
 
-def _hold_contexts(uuids: Sequence[str]) -> None:
-    """The helper: open every device's primary context, say so, and wait until standard input closes."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
-    cuda = ctypes.CDLL("libcuda.so.1")
-
-    def call(name: str, *arguments: Any) -> None:
-        code = getattr(cuda, name)(*arguments)
-        if code:
-            raise SystemExit(f"{name} failed with CUDA error {code}")
-
-    call("cuInit", 0)
-    for index in range(len(uuids)):
-        device, context = ctypes.c_int(), ctypes.c_void_p()
-        call("cuDeviceGet", ctypes.byref(device), index)
-        call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    sys.stdin.read()
+def to_variable(rows: Mapping[str, Row]) -> str:
+    """The same rows as `handed_down` reads them."""
+    parts: list[dict[str, Any]] = []
+    for name, row in rows.items():
+        uuid, driver, kind, *digest = name.split("/")
+        identity = {"gpu_uuid": uuid, "driver": None if driver == "None" else driver, "kind": kind}
+        parts.append(identity | {"conditions": digest[0] if digest else None} | row.model_dump(mode="json"))
+    return json.dumps(parts)
 
 
-if __name__ == "__main__":
-    _hold_contexts(sys.argv[1:])
+def spread(powers: Sequence[float]) -> Spread | None:
+    """How power moved over equal parts of a recording; None with fewer than four. Drift: from the halves' means."""
+    if len(powers) < 4:
+        return None
+    mean = sum(powers) / len(powers)
+    half = len(powers) // 2
+    early, late = sum(powers[:half]) / half, sum(powers[-half:]) / half
+    variance = sum((p - mean) ** 2 for p in powers) / (len(powers) - 1)
+    apart = (len(powers) - half) / len(powers)  # distance of the halves' middles, a fraction of the recording
+    return Spread(math.sqrt(variance), len(powers), (late - early) / apart)

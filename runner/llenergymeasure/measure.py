@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import cycle
 from typing import Any
 
 from llenergymeasure import (
@@ -19,6 +20,8 @@ from llenergymeasure import (
     phase_split,
     preflight,
     record,
+    recording,
+    run_baseline,
     run_energy,
     timeseries,
     warmup,
@@ -29,6 +32,7 @@ from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Generation, InferenceEngine, ModelFacts, Request, Weights, Window
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.result import ExperimentResult, WarmupResult
+from llenergymeasure.gpu_settings import thermometer
 from llenergymeasure.phases import Emit, Phases, silent
 from llenergymeasure.user_config import UserConfig, cache_dir
 
@@ -102,12 +106,10 @@ def _measure(
     with phases("environment"):
         machine = environment.snapshot()
     with phases("baseline"):
-        idle, no_idle = run_energy.baseline_before(config, user, energy, machine.get("driver_version"))
+        run_baseline.prepare(config, user, energy)
     with phases("load"):
         facts = engine.load(config, weights)
-    narrowed = energy.keep_only(run_energy.used(energy, facts, config))
-    if idle is not None and narrowed:  # it was summed over GPUs that are not this run's, too
-        idle = run_energy.known_baseline(config, user, energy, machine.get("driver_version"))
+    run_baseline.narrow(config, user, energy, run_energy.used(energy, facts, config))
     machine |= environment.cuda_version()  # known for sure once the engine's library is loaded
     with phases("tokenise"):
         requests = _requests(config, engine, prompts, facts)
@@ -115,7 +117,8 @@ def _measure(
     with phases("warmup"):
         warm = warmup.warm_up(config, engine, batches, phases.progress)
     with phases("settle"):
-        warnings += warmup.settle(config, engine, energy.source if energy.on_gpu else None, batches)
+        settled = _settled(config, engine, energy, batches)
+        warnings += settled.warnings
     engine.seed(config.random_seed)
     engine.reset_memory_peak()
     cpu_before = host_load.cpu_times()
@@ -128,8 +131,8 @@ def _measure(
             probes = phase_split.probe(config, engine, energy, batches, facts, phases)
     with phases("drain"):
         energy.record = run_energy.only(energy.source.stop(), energy.devices) if energy.source else None
-    if idle is None and not no_idle:
-        idle, no_idle = run_energy.remembered_baseline(config, user, energy, machine.get("driver_version"))
+    run_baseline.complete(config, user, energy)
+    warnings += run_baseline.warnings(energy)
     warnings += _conditions(config, energy, facts, weights, warm, others)
     with phases("result"):
         seen = record.Observation(
@@ -150,6 +153,7 @@ def _measure(
             texts=_texts(config, engine, fed.generations),
             phases=phases.done,
             warmup=warm,
+            settle=settled.record,
             memory_peak_mb=engine.memory_peak_mb(),
             environment=machine,
             start_time=begun.time,
@@ -158,8 +162,8 @@ def _measure(
             source_name=energy.source.NAME if energy.source else None,
             source_kind=energy.source.KIND if energy.source else None,
             no_energy_reason=energy.reason,
-            baseline=idle,
-            no_baseline_reason=no_idle,
+            baseline=energy.idle,
+            no_baseline_reason=energy.no_idle,
             warnings=warnings,
             work=fed.work,
             suspended_s=fed.suspended_s,
@@ -174,6 +178,19 @@ def _measure(
         _series(energy, fed.window, fed.generations),
         _raw(config, energy, fed.window),
     )
+
+
+def _settled(
+    config: ExperimentConfig,
+    engine: InferenceEngine,
+    energy: run_energy.RunEnergy,
+    batches: Sequence[tuple[Request, ...]],
+) -> warmup.Settling:
+    """Settle under the measured work itself, read in a circle."""
+    following = cycle(batches)
+    with thermometer(energy.devices if energy.on_gpu else ()) as read:
+        source = energy.source if energy.on_gpu else None
+        return warmup.settle(config, lambda: engine.generate(next(following)), source, read)
 
 
 def _conditions(
@@ -236,13 +253,7 @@ def _series(energy: run_energy.RunEnergy, window: Window, generations: Sequence[
 
 
 def _raw(config: ExperimentConfig, energy: run_energy.RunEnergy, window: Window) -> dict[str, Any] | None:
-    """Ticks and readings as recorded, seconds from window start."""
+    """Everything that the sensors recorded, seconds from window start; None unless asked for."""
     if not config.output.raw_samples or energy.record is None:
         return None
-    zero_s = window.start_s
-    ticks = [
-        {"gpu_uuid": u, "before_s": t.before_s - zero_s, "after_s": t.after_s - zero_s, "energy_j": t.joules}
-        for u, s in energy.record.series.items()
-        for t in s.ticks
-    ]
-    return {"ticks": ticks, "readings": [{**vars(r), "t_s": r.t_s - zero_s} for r in energy.record.readings]}
+    return recording.to_json(energy.record, window.start_s) | {"window_s": window.duration_s}

@@ -19,6 +19,7 @@ from llenergymeasure.core.result import (
     ExperimentResult,
     GeneratedText,
     Phase,
+    SettleResult,
     ThermalResult,
     Uncertainty,
     WarmupResult,
@@ -80,6 +81,7 @@ class Observation:
     baseline: Baseline | None = None
     no_baseline_reason: str = ""
     warnings: Sequence[str] = ()
+    settle: SettleResult | None = None
     work: Work = field(default_factory=Work)
     suspended_s: float = 0.0
     own_pids: frozenset[int] = frozenset()
@@ -127,6 +129,7 @@ def build(seen: Observation) -> ExperimentResult:
         verdict=judge(evidence),
         flops=size,
         warmup=seen.warmup,
+        settle=seen.settle,
         warmup_excluded_samples=seen.warmup.iterations_completed if seen.warmup else 0,
         thermal=thermal,
         environment_snapshot=dict(seen.environment),
@@ -237,9 +240,14 @@ def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
         baseline_per_device_w=dict(baseline.per_device_w) if baseline else None,
         baseline_kind=baseline.kind if baseline else None,
         baseline_method=baseline.method if baseline else "unavailable",
-        from_cache=bool(baseline and baseline.method == "cached"),
+        from_cache=bool(baseline and baseline.method != "fresh"),
         baseline_timestamp=baseline.measured_at if baseline else None,
-        baseline_cache_age_s=baseline.age_s if baseline and baseline.method == "cached" else None,
+        baseline_cache_age_s=baseline.age_s if baseline and baseline.method != "fresh" else None,
+        baseline_std_uncertainty_w=baseline.std_uncertainty_w if baseline else None,
+        baseline_drift_w=baseline.drift_w if baseline else None,
+        baseline_temperature_c=baseline.temperature_c if baseline else None,
+        baseline_spot_w=baseline.spot_w if baseline else None,
+        baseline_settings=dict(baseline.settings) if baseline and baseline.settings else None,
     )
     fields: dict[str, Any] = {
         "energy_source": seen.source_name,

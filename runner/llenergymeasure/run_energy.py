@@ -1,15 +1,16 @@
-"""The energy source of one run: which GPUs are its own, which idle power is known, what was recorded."""
+"""The energy source of one run: which GPUs are its own, what it recorded, which processes belong to it."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from llenergymeasure import baseline
+from llenergymeasure.baseline import Baseline
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Device, Edges, EnergyBackend, EnergyRecord, ModelFacts
+from llenergymeasure.gpu_settings import GpuSettings
+from llenergymeasure.idle_power import Recorded
 from llenergymeasure.own_processes import own_pids
-from llenergymeasure.user_config import UserConfig, cache_dir
 
 
 @dataclass
@@ -20,7 +21,11 @@ class RunEnergy:
     reason: str
     devices: tuple[Device, ...] = ()
     record: EnergyRecord | None = None
-    idle_s: float = 0.0  # length of the recorded baseline
+    settings: Mapping[str, GpuSettings] = field(default_factory=dict)  # by GPU UUID, before the baseline
+    idle: Baseline | None = None
+    no_idle: str = ""  # why there is no idle power; empty while one may still come of the recording
+    recorded: Recorded | None = None  # the idle window of this run
+    idle_temperature_c: float | None = None  # of the warmest GPU at its end
     own_pids: frozenset[int] = frozenset()  # of this run, as seen at the moments of `note_processes`
 
     @property
@@ -89,43 +94,3 @@ def only(found: EnergyRecord, devices: Sequence[Device]) -> EnergyRecord:
         occupants=tuple(o for o in found.occupants if o.gpu_uuid in own),
         throttle=tuple(t for t in found.throttle if t.gpu_uuid in own),
     )
-
-
-def baseline_before(
-    config: ExperimentConfig, user: UserConfig, energy: RunEnergy, driver: str | None
-) -> tuple[baseline.Baseline | None, str]:
-    """Start the source; give a known baseline, or record one and say so by an empty reason."""
-    if energy.source is None:
-        return None, energy.reason
-    energy.source.start(energy.devices, interval_s=config.measurement.sample_interval_ms / 1e3)
-    if not config.baseline.enabled:
-        return None, "baseline.enabled is false"
-    if not energy.devices:
-        return None, "no GPU is visible"
-    if config.baseline.kind == "loaded":
-        return None, "baseline.kind: loaded is not measured by this version; use context or bare"
-    known = known_baseline(config, user, energy, driver)
-    if known is not None:
-        return known, ""
-    energy.idle_s = baseline.record(config, energy.source, energy.devices)
-    return None, ""
-
-
-def known_baseline(
-    config: ExperimentConfig, user: UserConfig, energy: RunEnergy, driver: str | None
-) -> baseline.Baseline | None:
-    """A baseline of exactly this run's GPUs that was measured before, by a counter."""
-    return baseline.cached(config, energy.devices, driver, cache_dir(user)) if energy.counts else None
-
-
-def remembered_baseline(
-    config: ExperimentConfig, user: UserConfig, energy: RunEnergy, driver: str | None
-) -> tuple[baseline.Baseline | None, str]:
-    """The baseline that was recorded in this run, now that its joules are known, or None with the reason."""
-    parts = energy.record.windows.get("baseline", ()) if energy.record else ()
-    joules = {d.gpu_uuid: d.joules for d in parts if d.joules is not None}
-    if not parts:
-        return None, "no baseline was recorded for this run's GPUs"
-    if len(joules) < len(parts):
-        return None, "baseline: " + "; ".join(d.reason or "" for d in parts if d.joules is None)
-    return baseline.remember(config, joules, energy.idle_s, driver, cache_dir(user) if energy.counts else None), ""

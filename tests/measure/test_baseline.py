@@ -2,26 +2,30 @@
 
 import ctypes
 import json
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fakes.nvml_script import Gpu, Machine
-from llenergymeasure import baseline
+from llenergymeasure import baseline, idle_power
 from llenergymeasure.core.config import ExperimentConfig
-from llenergymeasure.core.contracts import Device
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.gpu_settings import GpuSettings
 from llenergymeasure.measure import Measured
 from llenergymeasure.user_config import cache_dir
 
 A, B = "GPU-aaaaaaaa-1111", "GPU-bbbbbbbb-2222"
 DRIVER = "580.65.06"
 BARE: dict[str, Any] = {"enabled": True, "kind": "bare", "duration_seconds": 5}
-DEVICES = (Device(0, A), Device(1, B))
+SET = GpuSettings(driver=DRIVER, power_limit_w=700.0, persistence=True)
+SETTINGS = {A: SET, B: SET}
 Config = Callable[..., ExperimentConfig]
 
 
@@ -37,8 +41,19 @@ def _stamp(age_s: float) -> str:
     return (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
 
 
-def _row(uuid: str, watts: float, age_s: float = 10, driver: str | None = DRIVER, kind: str = "bare") -> dict[str, Any]:
-    return {"gpu_uuid": uuid, "driver": driver, "kind": kind, "power_w": watts, "measured_at": _stamp(age_s)}
+def _row(uuid: str, watts: float, age_s: float = 10, **changes: Any) -> dict[str, Any]:
+    row = {"gpu_uuid": uuid, "driver": DRIVER, "kind": "bare", "power_w": watts, "measured_at": _stamp(age_s)}
+    return row | changes
+
+
+def _measured(watts: dict[str, float], kind: str = "bare", age_s: float = 0) -> baseline.Baseline:
+    at = datetime.now(UTC) - timedelta(seconds=age_s)
+    spreads = {u: baseline.Spread(0.5, 30, 0.2) for u in watts}
+    return baseline.Baseline(sum(watts.values()), kind, "fresh", at, watts, spreads, 41.0)
+
+
+def _keep(folder: Path, watts: dict[str, float], kind: str = "bare", age_s: float = 0) -> None:
+    baseline.keep(baseline.rows_of(_measured(watts, kind, age_s), SETTINGS), folder)
 
 
 def test_it_is_measured_once_and_read_by_the_next_process(
@@ -50,8 +65,10 @@ def test_it_is_measured_once_and_read_by_the_next_process(
     assert first.baseline_power_w == pytest.approx(123.0, rel=0.01)
     assert (first.energy_breakdown.baseline_method, first.energy_breakdown.baseline_kind) == ("fresh", "bare")
     kept = json.loads((cache_dir() / "baselines.json").read_text(encoding="utf-8"))
-    assert list(kept) == [f"{A}/{DRIVER}/bare"]
-    machine.play(Gpu(uuid=A, power=[(0.0, 999.0)]))
+    (row,) = kept.values()
+    assert next(iter(kept)).startswith(f"{A}/{DRIVER}/bare/")
+    assert row["settings"]["driver"] == DRIVER
+    machine.play(Gpu(uuid=A, power=[(0.0, 124.0)]))
     second = child(
         baseline=BARE,
         energy={"backend": "nvml"},
@@ -59,23 +76,51 @@ def test_it_is_measured_once_and_read_by_the_next_process(
         measurement={"min_duration_seconds": 0.5},
     )
     assert second.baseline_power_w == first.baseline_power_w
-    assert second.energy_breakdown.baseline_method == "cached"
+    assert second.energy_breakdown.baseline_method == "validated"
+    assert second.energy_breakdown.baseline_spot_w == pytest.approx(124.0, rel=0.01)
     assert second.energy_breakdown.from_cache
     assert second.energy_breakdown.baseline_timestamp == first.energy_breakdown.baseline_timestamp
     assert second.energy_breakdown.baseline_cache_age_s is not None
-    idle = second.phases["baseline"]
-    assert idle.end_s - idle.start_s < BARE["duration_seconds"]
+
+
+@pytest.mark.parametrize("watts", [127.0, 119.0], ids=["more", "less"])
+def test_a_spot_check_that_disagrees_means_measuring_again(
+    watts: float, on_gpu: Callable[..., Measured], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known 123 W and a GPU that now idles 4 W away: more than max(2 W, 2 %), so it is recorded anew."""
+    machine.play(Gpu(uuid=A, power=[(0.0, watts)]))
+    monkeypatch.setenv("LLEM_BASELINES", json.dumps([_row(A, 123.0)]))
+    monkeypatch.setattr(idle_power, "SPOT_S", 2.0)
+    found = on_gpu(baseline=BARE, measurement={"min_duration_seconds": 0.5}).result.energy_breakdown
+    assert found.baseline_method == "fresh"
+    assert found.baseline_power_w == pytest.approx(watts, rel=0.01)
+    assert not found.from_cache
+
+
+@pytest.mark.parametrize(
+    ("spot_w", "known_w", "belied"),
+    [
+        pytest.param(77.9, 76.0, False, id="within 2 W"),
+        pytest.param(78.1, 76.0, True, id="beyond 2 W"),
+        pytest.param(253.9, 250.0, False, id="within 2 %"),
+        pytest.param(244.9, 250.0, True, id="beyond 2 %"),
+    ],
+)
+def test_what_a_spot_check_says(spot_w: float, known_w: float, belied: bool) -> None:
+    """The larger of 2 W and 2 % decides."""
+    assert baseline.belies(spot_w, known_w) is belied
 
 
 def test_the_parents_baselines_are_used(
     on_gpu: Callable[..., Measured], machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LLEM_BASELINES hands known idle powers down: nothing is measured, two GPUs add up."""
-    machine.play(Gpu(uuid=A), Gpu(uuid=B))
+    machine.play(Gpu(uuid=A, power=[(0.0, 71.0)]), Gpu(uuid=B, power=[(0.0, 82.0)]))
     monkeypatch.setenv("LLEM_BASELINES", json.dumps([_row(A, 71.0), _row(B, 82.0)]))
+    monkeypatch.setattr(idle_power, "SPOT_S", 2.0)
     result = on_gpu(baseline=BARE, measurement={"min_duration_seconds": 0.9}).result
     assert result.baseline_power_w == 153.0
-    assert result.energy_breakdown.baseline_method == "cached"
+    assert result.energy_breakdown.baseline_method == "validated"
     assert result.energy_adjusted_j == pytest.approx((result.energy_total_j or 0) - 153.0 * result.duration_s)
     assert not (cache_dir() / "baselines.json").exists()
 
@@ -87,6 +132,8 @@ def test_the_parents_baselines_are_used(
         pytest.param({}, None, None, id="one missing"),
         pytest.param({}, {"driver": "570.1"}, None, id="another driver"),
         pytest.param({}, {"kind": "context"}, None, id="another kind"),
+        pytest.param({}, {"conditions": SET.digest}, 150.0, id="the same settings"),
+        pytest.param({}, {"conditions": "0123456789ab"}, None, id="other settings"),
         pytest.param({}, {"age_s": 3601}, None, id="one too old"),
         pytest.param({}, {"age_s": 3500}, 150.0, id="old, but within an hour"),
         pytest.param({"age_s": -60}, {"age_s": -60}, None, id="from the future"),
@@ -104,7 +151,7 @@ def test_a_known_baseline_must_fit(
     """Every GPU, the same driver, the same kind, younger than an hour: else it is measured again."""
     rows = [_row(u, w, **changes) for u, w, changes in ((A, 70.0, first), (B, 80.0, second)) if changes is not None]
     monkeypatch.setenv("LLEM_BASELINES", json.dumps(rows))
-    known = baseline.cached(config(baseline=BARE), DEVICES, DRIVER, tmp_path)
+    known = baseline.known(config(baseline=BARE), SETTINGS, tmp_path)
     assert (known.power_w if known else None) == found
 
 
@@ -112,12 +159,8 @@ def test_a_known_baseline_must_fit(
 def test_the_time_to_live_is_the_configurations(ttl: float, known: bool, config: Config, tmp_path: Path) -> None:
     """A kept value of 10 s age serves as long as cache_ttl_seconds allows; 0 always measures."""
     spec = config(baseline=BARE | {"cache_ttl_seconds": ttl})
-    baseline.remember(spec, {A: 700.0, B: 800.0}, 10.0, DRIVER, tmp_path)
-    path = tmp_path / "baselines.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    aged = {k: {**v, "measured_at": _stamp(10)} for k, v in rows.items()}
-    path.write_text(json.dumps(aged), encoding="utf-8")
-    found = baseline.cached(spec, DEVICES, DRIVER, tmp_path)
+    _keep(tmp_path, {A: 70.0, B: 80.0}, age_s=10)
+    found = baseline.known(spec, SETTINGS, tmp_path)
     assert (found is not None) is known
     if found is not None:
         assert (found.power_w, found.method, found.kind) == (150.0, "cached", "bare")
@@ -126,23 +169,23 @@ def test_the_time_to_live_is_the_configurations(ttl: float, known: bool, config:
 
 def test_the_parents_values_beat_those_on_disk(config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What was handed down for this study wins over what an earlier one left behind."""
-    baseline.remember(config(baseline=BARE), {A: 500.0, B: 500.0}, 10.0, DRIVER, tmp_path)
+    _keep(tmp_path, {A: 50.0, B: 50.0})
     monkeypatch.setenv("LLEM_BASELINES", json.dumps([_row(A, 1.0), _row(B, 2.0)]))
-    found = baseline.cached(config(baseline=BARE), DEVICES, DRIVER, tmp_path)
+    found = baseline.known(config(baseline=BARE), SETTINGS, tmp_path)
     assert found is not None
     assert found.power_w == 3.0
 
 
-def test_other_gpus_values_are_kept_when_one_is_written(config: Config, tmp_path: Path) -> None:
+def test_other_gpus_values_are_kept_when_one_is_written(tmp_path: Path) -> None:
     """Writing one GPU's baseline loses neither the other GPU's nor the other kind's."""
-    baseline.remember(config(baseline=BARE), {A: 100.0}, 1.0, DRIVER, tmp_path)
-    baseline.remember(config(baseline=BARE), {B: 200.0}, 1.0, DRIVER, tmp_path)
-    baseline.remember(config(baseline=BARE | {"kind": "context"}), {A: 300.0}, 1.0, DRIVER, tmp_path)
+    _keep(tmp_path, {A: 100.0})
+    _keep(tmp_path, {B: 200.0})
+    _keep(tmp_path, {A: 300.0}, kind="context")
     kept = json.loads((tmp_path / "baselines.json").read_text(encoding="utf-8"))
     assert {k: v["power_w"] for k, v in kept.items()} == {
-        f"{A}/{DRIVER}/bare": 100.0,
-        f"{B}/{DRIVER}/bare": 200.0,
-        f"{A}/{DRIVER}/context": 300.0,
+        f"{A}/{DRIVER}/bare/{SET.digest}": 100.0,
+        f"{B}/{DRIVER}/bare/{SET.digest}": 200.0,
+        f"{A}/{DRIVER}/context/{SET.digest}": 300.0,
     }
     assert list(tmp_path.iterdir()) == [tmp_path / "baselines.json"]
 
@@ -151,7 +194,7 @@ def test_other_gpus_values_are_kept_when_one_is_written(config: Config, tmp_path
 def test_a_broken_cache_is_no_cache(content: str, config: Config, tmp_path: Path) -> None:
     """A damaged file means measuring again, not failing."""
     (tmp_path / "baselines.json").write_text(content, encoding="utf-8")
-    assert baseline.cached(config(baseline=BARE), DEVICES, DRIVER, tmp_path) is None
+    assert baseline.known(config(baseline=BARE), SETTINGS, tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -163,7 +206,7 @@ def test_malformed_baselines_from_the_parent_are_an_error(
     """The variable is named; nothing is silently measured instead."""
     monkeypatch.setenv("LLEM_BASELINES", text)
     with pytest.raises(MeasurementError, match="LLEM_BASELINES"):
-        baseline.cached(config(baseline=BARE), DEVICES, DRIVER, tmp_path)
+        baseline.known(config(baseline=BARE), SETTINGS, tmp_path)
 
 
 @pytest.mark.skipif(_has_libcuda(), reason="this machine has libcuda, so the context can be made")
@@ -191,7 +234,6 @@ def test_an_idle_that_could_not_be_counted_is_null_with_its_reason(run: Callable
     ("fields", "said"),
     [
         pytest.param({"enabled": False}, "baseline.enabled is false", id="off"),
-        pytest.param({"enabled": True, "kind": "loaded"}, "loaded is not measured", id="loaded"),
     ],
 )
 def test_no_baseline_has_its_reason(fields: dict[str, Any], said: str, run: Callable[..., Measured]) -> None:
@@ -201,3 +243,134 @@ def test_no_baseline_has_its_reason(fields: dict[str, Any], said: str, run: Call
     assert result.energy_breakdown.baseline_method == "unavailable"
     assert said in result.null_reasons["energy_adjusted_j"]
     assert said in result.null_reasons["baseline_power_w"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"driver": "570.1"},
+        {"power_limit_w": 500.0},
+        {"graphics_clock_mhz": 1200},
+        {"memory_clock_mhz": 1593},
+        {"persistence": False},
+        {"ecc": True},
+        {"mig": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_changed_setting_means_measuring_again(change: dict[str, Any], config: Config, tmp_path: Path) -> None:
+    """Idle power is kept for a GPU as it was set; any setting that changes it makes the kept value another GPU's."""
+    _keep(tmp_path, {A: 70.0})
+    spec = config(baseline=BARE)
+    assert baseline.known(spec, {A: SET}, tmp_path) is not None
+    assert baseline.known(spec, {A: replace(SET, **change)}, tmp_path) is None
+
+
+def test_rows_survive_the_variable(monkeypatch: pytest.MonkeyPatch, config: Config, tmp_path: Path) -> None:
+    """What the parent hands down is what the child knows: power, spread, temperature and for which settings."""
+    rows = baseline.rows_of(_measured({A: 70.0, B: 80.0}), SETTINGS)
+    monkeypatch.setenv("LLEM_BASELINES", baseline.to_variable(rows))
+    found = baseline.known(config(baseline=BARE), SETTINGS, tmp_path)
+    assert found is not None
+    assert (found.power_w, found.temperature_c, found.drift_w) == (150.0, 41.0, 0.4)
+    assert found.recorded == {A: baseline.Spread(0.5, 30, 0.2), B: baseline.Spread(0.5, 30, 0.2)}
+    assert baseline.known(config(baseline=BARE), {A: SET, B: replace(SET, ecc=True)}, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("spreads", "spot_w", "watts"),
+    [
+        pytest.param({A: (1.5, 25, 0.0)}, None, (0.3**2 + 1 / 3) ** 0.5, id="spread of 25 parts, and 1 W of doubt"),
+        pytest.param({A: (0.0, 25, 1.2)}, None, (1.44 / 12 + 1 / 3) ** 0.5, id="drift is a rectangle's width"),
+        pytest.param({A: (0.0, 25, 0.0)}, 103.0, 3**0.5, id="a spot check 3 W away"),
+        pytest.param({A: (0.0, 25, 0.0)}, 99.5, (1 / 3) ** 0.5, id="one within a watt adds nothing"),
+        pytest.param({}, None, (0.25 / 12 + 1 / 3) ** 0.5, id="unknown drift: the largest that is stable"),
+    ],
+)
+def test_how_sure_an_idle_power_is(spreads: dict[str, Any], spot_w: float | None, watts: float) -> None:
+    """u² = s²/n + drift²/12 + max(1 W, |spot - known|)²/3, by hand."""
+    found = baseline.Baseline(
+        100.0,
+        "bare",
+        "cached",
+        datetime.now(UTC),
+        {A: 100.0},
+        {u: baseline.Spread(*s) for u, s in spreads.items()},
+        spot_w=spot_w,
+    )
+    assert found.std_uncertainty_w == pytest.approx(watts)
+
+
+def test_spread_and_drift_of_a_ramp() -> None:
+    """Power that rises by 3 W from end to end in thirty parts: drift 2.9 W between the outer parts' middles."""
+    powers = [100 + 0.1 * i for i in range(30)]
+    found = baseline.spread(powers)
+    assert found is not None
+    assert found.drift_w == pytest.approx(3.0)
+    assert found.spread_w == pytest.approx(float(np.std(powers, ddof=1)))
+    assert baseline.spread([1.0, 2.0, 3.0]) is None
+
+
+@dataclass
+class Drifting:
+    """A source whose idle power moves as scripted, on a clock that sleeping moves."""
+
+    watts: Callable[[float], float]
+    now_s: float = 0.0
+    opened: list[str] = field(default_factory=list)
+    KIND = "counter"
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def open_window(self, name: str) -> float:
+        self.opened.append(name)
+        return self.now_s
+
+    def close_window(self, name: str) -> float:
+        assert name == self.opened[-1]
+        return self.now_s
+
+    def mean_power_w(self, start_s: float, end_s: float) -> float:
+        return self.watts((start_s + end_s) / 2)
+
+
+@pytest.mark.parametrize(
+    ("watts", "attempts", "ended_s", "stable"),
+    [
+        pytest.param(lambda _t: 76.0, 1, 30.0, True, id="level"),
+        pytest.param(lambda t: 80 - 0.05 * min(t, 40), 2, 90.0, True, id="cooling for 40 s"),
+        pytest.param(lambda t: 80 - 0.05 * t, 3, 150.0, False, id="cooling on and on"),
+    ],
+)
+def test_a_drifting_idle_is_recorded_again_at_most_twice(
+    watts: Callable[[float], float], attempts: int, ended_s: float, stable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than 0.5 % from end to end: wait 30 s and record again, twice at most, then say that it is unstable."""
+    source = Drifting(watts)
+    monkeypatch.setattr(idle_power, "time", source)
+    noted: list[float] = []
+    found = idle_power.record(source, (), kind="bare", seconds=30.0, note=lambda: noted.append(source.now_s))
+    assert (found.attempts, found.end_s, found.stable) == (attempts, ended_s, stable)
+    assert found.end_s - found.start_s == 30.0
+    assert source.opened == ["baseline"] * attempts
+    assert noted == [0.0]
+
+
+def test_an_unstable_baseline_is_a_warning_of_the_result(
+    on_gpu: Callable[..., Measured], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that keeps cooling down gives its baseline all the same, with baseline_unstable and the fix."""
+    now_s = time.monotonic()
+    machine.play(Gpu(uuid=A, power=[(now_s + i, 140.0 - i) for i in range(60)]))
+    monkeypatch.setattr(idle_power, "WAIT_S", 0.1)
+    monkeypatch.setattr(idle_power, "WAITS", 1)
+    result = on_gpu(baseline=BARE, measurement={"min_duration_seconds": 0.5}).result
+    (warning,) = [w for w in result.measurement_warnings if w.startswith("baseline_unstable:")]
+    assert "cache_ttl_seconds" in warning
+    assert result.energy_breakdown.baseline_drift_w == pytest.approx(-5.0, abs=1.0)
+    assert result.energy_breakdown.baseline_temperature_c == 55
+    assert result.energy_breakdown.baseline_std_uncertainty_w > 5.0 / 12**0.5 * 0.8

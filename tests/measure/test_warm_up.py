@@ -159,11 +159,17 @@ class Power:
 
 
 def _settle(
-    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, power: Power | None, batch_s: float = 1.0
-) -> tuple[list[str], Scripted]:
-    engine = Scripted([batch_s])
+    config: ExperimentConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    power: Power | None,
+    warmth: Callable[[], dict[str, float]] | None = None,
+    engine: Scripted | None = None,
+) -> tuple[warmup.Settling, Scripted]:
+    engine = engine or Scripted([1.0])
     monkeypatch.setattr(warmup, "time", engine)
-    return warmup.settle(config, engine, power, BATCHES), engine
+    following = itertools.cycle(BATCHES)
+    found = warmup.settle(config, lambda: engine.generate(next(following)), power, warmth or dict)
+    return found, engine
 
 
 STEADY = Power(lambda _a, _b: 400.0)
@@ -173,8 +179,15 @@ SILENT = Power(lambda _a, _b: None)
 
 def test_settling_under_load_takes_at_least_twenty_seconds(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steady power ends it after 20 s of the measured work itself, read in a circle, without a warning."""
-    warnings, engine = _settle(config(), monkeypatch, STEADY)
-    assert warnings == []
+    found, engine = _settle(config(), monkeypatch, STEADY)
+    assert found.warnings == ()
+    assert found.record.model_dump() == {
+        "settled": True,
+        "seconds": 20.0,
+        "power_drift": 0.0,
+        "temperature_change_c": None,
+        "reason": "power and temperature were level",
+    }
     assert engine.now_s == 20.0
     assert engine.seen[:3] == [BATCHES[0], BATCHES[1], BATCHES[0]]
 
@@ -182,49 +195,72 @@ def test_settling_under_load_takes_at_least_twenty_seconds(config: Config, monke
 def test_settling_waits_for_power_to_level_off(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Power that rises until 35 s and is flat afterwards settles when both halves of 20 s agree within 0.5 %."""
     power = Power(lambda a, b: 400.0 + 10 * min(35.0, (a + b) / 2))
-    warnings, engine = _settle(config(), monkeypatch, power)
-    assert warnings == []
+    found, engine = _settle(config(), monkeypatch, power)
+    assert found.warnings == ()
     assert 45 <= engine.now_s <= 56
+    assert found.record.seconds == engine.now_s
+
+
+def test_settling_waits_for_the_temperature(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Power is level, but one of two GPUs warms by 0.2 °C/s until 30 s: it goes on until 20 s hold 2 °C or less."""
+    engine = Scripted([1.0])
+    found, _ = _settle(
+        config(), monkeypatch, STEADY, lambda: {"a": 50.0, "b": 40 + 0.2 * min(30.0, engine.now_s)}, engine
+    )
+    assert found.record.settled
+    assert engine.now_s == 40.0
+    assert found.record.temperature_change_c == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
-    ("power", "said"), [(RISING, "power moved by"), (SILENT, "could not be read")], ids=["rising", "no reading"]
+    ("power", "said", "drift"),
+    [(RISING, "power moved by +14.4 %", 0.1439), (SILENT, "could not be read", None)],
+    ids=["rising", "no reading"],
 )
 def test_what_does_not_settle_stops_at_the_floor(
-    power: Power, said: str, config: Config, monkeypatch: pytest.MonkeyPatch
+    power: Power, said: str, drift: float | None, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most thermal_floor_seconds, then a warning with the fix."""
-    ((warning,), engine) = _settle(config(warmup={"thermal_floor_seconds": 40}), monkeypatch, power)
+    """At most thermal_floor_seconds, then a warning with the fix; the record says how far it was."""
+    found, engine = _settle(config(warmup={"thermal_floor_seconds": 40}), monkeypatch, power, lambda: {"a": 61.0})
+    (warning,) = found.warnings
     assert engine.now_s == 40.0
     assert warning.startswith("not_settled:")
     assert said in warning
+    assert "temperature by 0 °C" in warning
     assert "warmup.thermal_floor_seconds" in warning
+    assert (found.record.settled, found.record.seconds) == (False, 40.0)
+    assert found.record.power_drift == pytest.approx(drift, abs=5e-4) if drift else found.record.power_drift is None
 
 
 def test_a_fixed_wait_is_idle_and_exact(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """`fixed` waits the floor without running anything."""
     fields = {"thermal_wait": "fixed", "thermal_floor_seconds": 30}
-    warnings, engine = _settle(config(warmup=fields), monkeypatch, STEADY)
-    assert (warnings, engine.now_s, engine.seen) == ([], 30.0, [])
+    found, engine = _settle(config(warmup=fields), monkeypatch, STEADY)
+    assert (found.warnings, engine.now_s, engine.seen) == ((), 30.0, [])
+    assert (found.record.settled, found.record.seconds) == (None, 30.0)
 
 
 def test_no_floor_is_a_recorded_warning(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """0 on a GPU skips settling and says so."""
-    (warnings, engine) = _settle(config(warmup={"thermal_floor_seconds": 0}), monkeypatch, STEADY)
-    assert [w.partition(":")[0] for w in warnings] == ["no_settling"]
+    found, engine = _settle(config(warmup={"thermal_floor_seconds": 0}), monkeypatch, STEADY)
+    assert [w.partition(":")[0] for w in found.warnings] == ["no_settling"]
     assert engine.seen == []
 
 
 @pytest.mark.parametrize(
-    ("fields", "power"),
-    [pytest.param({}, None, id="no GPU"), pytest.param({"enabled": False}, STEADY, id="no warm-up")],
+    ("fields", "power", "reason"),
+    [
+        pytest.param({}, None, "no GPU", id="no GPU"),
+        pytest.param({"enabled": False}, STEADY, "warmup.enabled is false", id="no warm-up"),
+    ],
 )
 def test_settling_is_skipped(
-    fields: dict[str, Any], power: Power | None, config: Config, monkeypatch: pytest.MonkeyPatch
+    fields: dict[str, Any], power: Power | None, reason: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a GPU, or without a warm-up, there is nothing to settle and nothing to warn about."""
-    warnings, engine = _settle(config(warmup=fields), monkeypatch, power)
-    assert (warnings, engine.seen, engine.now_s) == ([], [], 0.0)
+    found, engine = _settle(config(warmup=fields), monkeypatch, power)
+    assert (found.warnings, engine.seen, engine.now_s) == ((), [], 0.0)
+    assert (found.record.settled, found.record.reason) == (None, reason)
 
 
 def test_a_variation_is_a_sample_standard_deviation(config: Config) -> None:

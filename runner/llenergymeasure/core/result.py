@@ -41,7 +41,11 @@ class LatencyStatistics(Record):
 
 
 class EnergyBreakdown(Record):
-    """Joules before and after the idle power is taken off."""
+    """Joules before and after the idle power is taken off.
+
+    Of the idle power: `drift` is its movement over the recording, `spot` what a short look before this run found,
+    `settings` a digest per GPU of the driver, limits, clocks and modes that it holds for.
+    """
 
     raw_j: float | None = None
     adjusted_j: float | None = None
@@ -52,6 +56,11 @@ class EnergyBreakdown(Record):
     from_cache: bool = False
     baseline_timestamp: datetime | None = None
     baseline_cache_age_s: float | None = None
+    baseline_std_uncertainty_w: float | None = None
+    baseline_drift_w: float | None = None
+    baseline_temperature_c: float | None = None
+    baseline_spot_w: float | None = None
+    baseline_settings: dict[str, str] | None = None
 
 
 class Uncertainty(Record):
@@ -95,6 +104,20 @@ class WarmupResult(Record):
     target_cv: float
     max_prompts: int
     latencies_ms: list[float]
+
+
+class SettleResult(Record):
+    """How the GPU was brought to the state of the work before the window; `settled` None: nothing was waited for.
+
+    `power_drift` compares the mean power of the last 10 s with the 10 s before, as a fraction;
+    `temperature_change_c` is the largest movement of a GPU's temperature in the last 20 s.
+    """
+
+    settled: bool | None = None
+    seconds: float = 0.0
+    power_drift: float | None = None
+    temperature_change_c: float | None = None
+    reason: str = ""
 
 
 class ThermalResult(Record):
@@ -181,6 +204,7 @@ class ExperimentResult(Record):
     flops: FlopsResult | None = None
     warmup: WarmupResult | None = None
     warmup_excluded_samples: int = 0
+    settle: SettleResult | None = None
     thermal: ThermalResult = ThermalResult()
 
     environment_snapshot: dict[str, Any] = Field(default_factory=dict)
