@@ -132,8 +132,8 @@ def test_the_truth_comes_back_at_every_phase_of_the_counter(phase: float, played
     """Lag 12 ms, jitter 2 ms, polls 5 ms: both phases within 1 %, the main window predicted within 1 %."""
     found = played.split(phase=phase, jitter_s=0.002)
     assert found.reason is None
-    assert found.prefill_j_per_token == pytest.approx(TRUE_PREFILL_J, rel=0.01)
-    assert found.decode_j_per_token == pytest.approx(TRUE_DECODE_J, rel=0.01)
+    assert found.energy_per_prefill_token_j == pytest.approx(TRUE_PREFILL_J, rel=0.01)
+    assert found.energy_per_decode_token_j == pytest.approx(TRUE_DECODE_J, rel=0.01)
     assert found.closure == pytest.approx(0.0, abs=0.01)
     assert found.condition_number is not None
     assert found.condition_number < 3
@@ -155,9 +155,9 @@ def test_ticks_are_shifted_by_the_lag() -> None:
     mixed = _play(probes=("mixed",))
     right, naive = (mixed.split(lag_s=0.05, assumed_lag_s=lag_s) for lag_s in (0.05, 0.0))
     assert right.lag_s == 0.05
-    assert right.prefill_j_per_token == pytest.approx(TRUE_PREFILL_J, rel=0.02)
-    assert naive.prefill_j_per_token is not None
-    assert naive.prefill_j_per_token < 0.9 * TRUE_PREFILL_J
+    assert right.energy_per_prefill_token_j == pytest.approx(TRUE_PREFILL_J, rel=0.02)
+    assert naive.energy_per_prefill_token_j is not None
+    assert naive.energy_per_prefill_token_j < 0.9 * TRUE_PREFILL_J
 
 
 def test_decode_is_given_at_the_windows_context() -> None:
@@ -166,8 +166,8 @@ def test_decode_is_given_at_the_windows_context() -> None:
     found = grown.split(jitter_s=0.002)
     at = (DECODE_W - IDLE_W) * (STEP_S + 20e-6 * grown.mix.decode_context) / ROWS
     assert found.reason is None
-    assert found.decode_j_per_token == pytest.approx(at, rel=0.01)
-    assert found.decode_j_per_token_per_context_token == pytest.approx((DECODE_W - IDLE_W) * 20e-6 / ROWS, rel=0.1)
+    assert found.energy_per_decode_token_j == pytest.approx(at, rel=0.01)
+    assert found.energy_per_decode_and_context_token_j == pytest.approx((DECODE_W - IDLE_W) * 20e-6 / ROWS, rel=0.1)
     assert found.closure == pytest.approx(0.0, abs=0.01)
 
 
@@ -176,7 +176,7 @@ def test_without_the_second_context_closure_tells() -> None:
     found = _play(probes=("prefill", "decode"), step_s_per_context=60e-6).split()
     assert found.closure is not None
     assert found.closure < -0.10
-    assert found.decode_j_per_token is None
+    assert found.energy_per_decode_token_j is None
     assert "phase_split_unidentified" in (found.reason or "")
 
 
@@ -192,7 +192,7 @@ def test_steady_traffic_is_not_identified() -> None:
     world.draw(IDLE_W, 1.0)
     mix = Mix(start_s, end_s, 10, 10, 1.0, world.joules(start_s, end_s), 1)
     found = Played(world, mix, [Segment("both", start_s, end_s, tuple(spans))]).split(jitter_s=0.002)
-    assert found.prefill_j_per_token is None
+    assert found.energy_per_prefill_token_j is None
     assert "phase_split_unidentified" in (found.reason or "")
     assert "apart" in (found.reason or "")
 
@@ -240,7 +240,7 @@ def test_what_cannot_be_told_is_null_with_its_reason(
     """Every way to fail gives null and says which it was."""
     mix, ticks, idle_w = change(played)
     found = split(played.probes, mix, [Board("GPU-a", ticks, idle_w)], lag_s=LAG_S)
-    assert (found.prefill_j_per_token, found.decode_j_per_token, found.idle_share) == (None, None, None)
+    assert (found.energy_per_prefill_token_j, found.energy_per_decode_token_j, found.idle_share) == (None, None, None)
     assert (found.reason or "").startswith("phase_split_unidentified: ")
     assert said in (found.reason or "")
 
@@ -249,7 +249,7 @@ def test_three_missing_ticks_are_bridged(played: Played) -> None:
     """A cumulative counter loses nothing: up to three missing ticks in a row change no figure by 1 %."""
     ticks = _lose(played.world.ticks(phase=0.3), played.probes[0].start_s + 5, 3)
     found = split(played.probes, played.mix, [Board("GPU-a", ticks, IDLE_W)], lag_s=LAG_S)
-    assert found.prefill_j_per_token == pytest.approx(TRUE_PREFILL_J, rel=0.01)
+    assert found.energy_per_prefill_token_j == pytest.approx(TRUE_PREFILL_J, rel=0.01)
 
 
 def test_boards_add_up(played: Played) -> None:
@@ -257,7 +257,7 @@ def test_boards_add_up(played: Played) -> None:
     seen = [Board(f"GPU-{p}", played.world.ticks(phase=p), IDLE_W) for p in (0.1, 0.6)]
     mix = replace(played.mix, energy_j=2 * (played.mix.energy_j or 0))
     found = split(played.probes, mix, seen, lag_s=LAG_S)
-    assert found.prefill_j_per_token == pytest.approx(2 * TRUE_PREFILL_J, rel=0.01)
+    assert found.energy_per_prefill_token_j == pytest.approx(2 * TRUE_PREFILL_J, rel=0.01)
     assert found.idle_power_w == 2 * IDLE_W
     assert found.closure == pytest.approx(0.0, abs=0.01)
 

@@ -37,6 +37,11 @@ COUNTS_AND_SHARES = {
     "index", "cycle", "attempts", "requests", "latency.samples", "warmup.iterations_completed", "warmup.max_prompts",
     "warmup_excluded_samples", "uncertainty.edge", "uncertainty.between_runs", "uncertainty.comparison",
     "uncertainty.absolute", "cross_check.ratio", "warmup.final_cv", "warmup.target_cv",
+} | {
+    f"phase_split.{name}" for name in (
+        "prefill_share", "decode_share", "idle_share", "closure", "prefill_relative_error", "decode_relative_error",
+        "condition_number", "concurrency", "decode_context", "probe_ticks",
+    )
 }  # fmt: skip
 
 

@@ -148,8 +148,8 @@ def test_the_scripts_powers_come_back(story: Callable[..., Story]) -> None:
     found = phase_split.judge(played.probes, played.window, played.main, played.watched.record())
     prefill_s, step_s = (2.0 + 0.1 * 4 * 200 + 20) / 1e3, 0.020
     assert found.reason is None
-    assert found.prefill_j_per_token == pytest.approx((PREFILL_W - IDLE_W) * prefill_s / (4 * 200), rel=0.01)
-    assert found.decode_j_per_token == pytest.approx((DECODE_W - IDLE_W) * step_s / 4, rel=0.01)
+    assert found.energy_per_prefill_token_j == pytest.approx((PREFILL_W - IDLE_W) * prefill_s / (4 * 200), rel=0.01)
+    assert found.energy_per_decode_token_j == pytest.approx((DECODE_W - IDLE_W) * step_s / 4, rel=0.01)
     assert found.closure == pytest.approx(0.0, abs=0.01)
     assert (found.idle_power_w, found.concurrency, found.lag_s) == (IDLE_W, 4, 0.012)
     assert found.decode_context == pytest.approx(200 + 30 / 2)
@@ -201,7 +201,7 @@ def test_without_a_measured_idle_there_is_no_split(
     played = story()
     recorded = None if record is None else played.watched.record(**record)
     found = phase_split.judge(played.probes, played.window, played.main, recorded)
-    assert found.prefill_j_per_token is None
+    assert found.energy_per_prefill_token_j is None
     assert said in (found.reason or "")
 
 
@@ -239,7 +239,7 @@ def test_a_run_says_why_it_has_no_split(run: Callable[..., Measured]) -> None:
     """Asked for without energy: null, the code among the warnings. Not asked for: nothing at all."""
     asked = run(energy={"backend": "none"}, measurement={"phase_split": True}).result
     assert asked.phase_split is not None
-    assert asked.phase_split.prefill_j_per_token is None
+    assert asked.phase_split.energy_per_prefill_token_j is None
     assert any(w.startswith("phase_split_unidentified: ") for w in asked.measurement_warnings)
     assert asked.phases["window"].end_s <= asked.phases["probes"].start_s
     plain = run().result

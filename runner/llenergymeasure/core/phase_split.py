@@ -82,14 +82,15 @@ class Mix:
 class PhaseSplit(Record):
     """Joules by phase, all above the loaded idle power; null together with a `reason`.
 
-    `decode_j_per_token` holds at `concurrency` and `decode_context` only. Errors are relative standard errors of the
-    fit; `closure` is what the model says of the main window, by what was measured there, less 1. The three shares are
-    of the model's energy and add up to 1. A request's first output token belongs to its prefill.
+    `energy_per_decode_token_j` holds at this `concurrency` and `decode_context` only; the context raises it by
+    `energy_per_decode_and_context_token_j` per token. Errors are relative standard errors of the fit. `closure` is the
+    model's energy of the main window over what was measured there, less 1; the three shares are of the model's energy
+    and add up to 1. A request's first output token belongs to its prefill.
     """
 
-    prefill_j_per_token: float | None = None
-    decode_j_per_token: float | None = None
-    decode_j_per_token_per_context_token: float | None = None
+    energy_per_prefill_token_j: float | None = None
+    energy_per_decode_token_j: float | None = None
+    energy_per_decode_and_context_token_j: float | None = None
     idle_power_w: float | None = None
     prefill_share: float | None = None
     decode_share: float | None = None
@@ -264,9 +265,9 @@ def _judged(found: PhaseSplit, segments: Sequence[Segment], mix: Mix, powers: di
     idle, first, rest = (part / sum(parts) for part in parts)
     return found.model_copy(
         update={
-            "prefill_j_per_token": prefill,
-            "decode_j_per_token": decode,
-            "decode_j_per_token_per_context_token": slope,
+            "energy_per_prefill_token_j": prefill,
+            "energy_per_decode_token_j": decode,
+            "energy_per_decode_and_context_token_j": slope,
             "idle_share": idle,
             "prefill_share": first,
             "decode_share": rest,
