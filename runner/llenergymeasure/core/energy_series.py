@@ -43,11 +43,15 @@ EdgesUsed = Literal["quiet", "loaded", "interpolated"]
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """One counter update: old value last seen at `before_s`, new value `joules` first seen at `after_s`."""
+    """One counter update: old value last seen at `before_s`, new value `joules` first seen at `after_s`.
+
+    `skipped` ticks before it were left out on purpose, to spare the processor inside a long window.
+    """
 
     before_s: float
     after_s: float
     joules: float
+    skipped: int = 0
 
     @property
     def t_s(self) -> float:
@@ -96,7 +100,12 @@ class EnergySeries:
         """Median distance of ticks, s; None with fewer than three ticks."""
         if len(self.ticks) < 3:
             return None
-        return median(b - a for a, b in pairwise(self.times_s))
+        near = [b - a for (a, b), t in zip(pairwise(self.times_s), self.ticks[1:], strict=True) if not t.skipped]
+        return median(near) if len(near) > 1 else self._period_of_distant_ticks_s()
+
+    def _period_of_distant_ticks_s(self) -> float:
+        distances = zip(pairwise(self.times_s), self.ticks[1:], strict=True)
+        return median((b - a) / (t.skipped + 1) for (a, b), t in distances)
 
     @cached_property
     def measured_jitter_s(self) -> float | None:
@@ -106,7 +115,8 @@ class EnergySeries:
         Holes and the slowest hundredth of the readings are left out.
         """
         period = self.period_s
-        near = [(b - a, i) for i, (a, b) in enumerate(pairwise(self.times_s)) if period and b - a < 1.5 * period]
+        pairs = enumerate(pairwise(self.times_s))
+        near = [(b - a, i) for i, (a, b) in pairs if period and b - a < 1.5 * period and not self.ticks[i + 1].skipped]
         if len(near) < 20:
             return None
         widths = sorted(self._width_s(i) for _, i in near)
@@ -143,7 +153,7 @@ class EnergySeries:
         left, right = self._interval_at(start_s), self._interval_at(end_s)
         if left is None or right is None:
             return Joules(None, reason="sample_gap: the counter was not recorded around the window's edges")
-        if self._hole_near(left) or self._hole_near(right):
+        if self._hole_near(start_s, left, edges, "before") or self._hole_near(end_s, right, edges, "after"):
             return Joules(None, reason=f"sample_gap: a tick is missing within {EDGE_GAP_TICKS} ticks of an edge")
         mean_power_w = (self._value(end_s, right) - self._value(start_s, left)) / (end_s - start_s)
         if edges == "quiet":
@@ -204,27 +214,39 @@ class EnergySeries:
         """How many ticks were surely not seen between tick `i` and the next; one that was read late is not missing."""
         period = self.period_s or math.inf
         late = sum(max(0.0, self._width_s(k) / 2 - period / 4) for k in (i, i + 1))
-        return max(0, round((self.times_s[i + 1] - self.times_s[i] - late) / period) - 1)
+        apart = round((self.times_s[i + 1] - self.times_s[i] - late) / period)
+        return max(0, apart - 1 - self.ticks[i + 1].skipped)
 
-    def _hole_near(self, i: int) -> bool:
-        """Whether a tick is missing within five ticks of an edge in interval `i`."""
-        near = range(max(0, i - EDGE_GAP_TICKS), min(i + EDGE_GAP_TICKS, len(self.ticks) - 2) + 1)
-        return any(self._missing(k) for k in near)
+    def _hole_near(self, t_s: float, i: int, edges: Edges, outer: Literal["before", "after"]) -> bool:
+        """Whether a tick is missing within five ticks of an edge in interval `i`.
+
+        Ticks left out on purpose count as missing, too, but not on the inner side of a quiet edge, which needs none.
+        """
+        period = self.period_s or 0.0
+        for k in range(max(0, i - EDGE_GAP_TICKS), min(i + EDGE_GAP_TICKS, len(self.ticks) - 2) + 1):
+            nearest_s = min(max(t_s, self.times_s[k] + period), self.times_s[k + 1] - period)
+            if abs(t_s - nearest_s) > EDGE_GAP_TICKS * period:
+                continue
+            outside = k < i if outer == "before" else k > i
+            if self._missing(k) or (self.ticks[k + 1].skipped and (edges == "loaded" or outside)):
+                return True
+        return False
 
     def _loaded(self, t_s: float, i: int, mean_power_w: float) -> _Edge:
         """An edge under load: variance tau²·dP²/48 + (P·sigma_t)²."""
         powers = self._powers_w(i - 1, i + 1)
         step_w = max(abs(p - self._power_w(i)) for p in powers)
-        return _Edge(self._value(t_s, i), self._reading_variance(i, mean_power_w) + self._tau2() * step_w**2 / 48)
+        return _Edge(self._value(t_s, i), self._reading_variance(i, mean_power_w) + self._length2(i) * step_w**2 / 48)
 
     def _interpolated(self, t_s: float, i: int, mean_power_w: float) -> _Edge:
         """An edge that was meant to be quiet and is not: tau·|dP|/2 for the step of power somewhere near it."""
         powers = self._powers_w(i - 1, i + 2)
         step_w = max(powers) - min(powers)
-        return _Edge(self._value(t_s, i), self._reading_variance(i, mean_power_w) + self._tau2() * step_w**2 / 4)
+        return _Edge(self._value(t_s, i), self._reading_variance(i, mean_power_w) + self._length2(i) * step_w**2 / 4)
 
-    def _tau2(self) -> float:
-        return (self.period_s or 0.0) ** 2
+    def _length2(self, i: int) -> float:
+        """Square of the tick period, or of an interval that is longer because ticks were left out, s²."""
+        return max(self.period_s or 0.0, self.times_s[i + 1] - self.times_s[i]) ** 2
 
     def _reading_variance(self, i: int, mean_power_w: float) -> float:
         return mean_power_w**2 * max(self._sigma2(i), self._sigma2(i + 1))
