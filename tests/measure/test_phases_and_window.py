@@ -1,5 +1,6 @@
 """An experiment's phases and its window: all there, in order, and nothing in the window but the work."""
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from llenergymeasure import window
 from llenergymeasure.measure import Measured
 from llenergymeasure.phases import PHASES
+from llenergymeasure.recording import from_json
 
 Run = Callable[..., Measured]
 
@@ -133,15 +135,17 @@ def test_text_is_kept_only_when_asked_for(run: Run, tmp_path: Any) -> None:
 
 
 def test_raw_samples_are_kept_only_when_asked_for(run: Run) -> None:
-    """raw_samples gives ticks and readings in seconds from window start, which cover the window."""
+    """raw_samples is the recording in seconds from window start; its ticks and readings cover the window."""
     assert run().raw is None
-    raw = run(output={"raw_samples": True}, measurement={"min_duration_seconds": 0.3}).raw
-    assert raw is not None
-    times = [t["after_s"] for t in raw["ticks"]]
+    measured = run(output={"raw_samples": True}, measurement={"min_duration_seconds": 0.3})
+    assert measured.raw is not None
+    recorded = from_json(json.loads(json.dumps(measured.raw)))
+    (series,) = recorded.series.values()
+    times = [t.after_s for t in series.ticks]
     assert min(times) < 0
-    assert max(times) > 0.3
-    assert [t["energy_j"] for t in raw["ticks"]] == sorted(t["energy_j"] for t in raw["ticks"])
-    assert any(0 <= r["t_s"] <= 0.3 for r in raw["readings"])
+    assert max(times) > measured.raw["window_s"] == pytest.approx(measured.result.duration_s)
+    assert [t.joules for t in series.ticks] == sorted(t.joules for t in series.ticks)
+    assert any(0 <= r.t_s <= 0.3 for r in recorded.readings)
 
 
 def test_equal_configurations_produce_equal_work(run: Run) -> None:
