@@ -163,9 +163,7 @@ def judge(probes: Probes, window: Window, generations: Sequence[Generation], rec
         energy_j=total(devices).value,
         concurrency=len(generations[0].requests),
     )
-    boards = [
-        Board(d.gpu_uuid, record.series[d.gpu_uuid].ticks, _idle_w(d)) for d in devices if d.gpu_uuid in record.series
-    ]
+    boards = [Board(d.gpu_uuid, record.series[d.gpu_uuid], _idle_w(d)) for d in devices if d.gpu_uuid in record.series]
     return split(probes.segments, mix, boards)
 
 

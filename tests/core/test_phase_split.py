@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from llenergymeasure.core.energy_series import Tick
-from llenergymeasure.core.phase_split import Board, Mix, PhaseSplit, Segment, Span, missing_ticks, split
+from llenergymeasure.core.energy_series import EnergySeries, Tick
+from llenergymeasure.core.phase_split import Board, Mix, PhaseSplit, Segment, Span, split
 
 IDLE_W, PREFILL_W, DECODE_W = 120.0, 650.0, 380.0
 ROWS, PROMPT, OUTPUT = 8, 256, 64
@@ -80,6 +80,11 @@ def _segment(world: World, name: str, prompt: int, output: int, *, seconds: floa
     return Segment(name, start_s, end_s, tuple(spans))
 
 
+def board(ticks: Sequence[Tick], idle_w: float | None = IDLE_W) -> Board:
+    """A GPU with these ticks."""
+    return Board("GPU-a", EnergySeries(tuple(ticks)), idle_w)
+
+
 @dataclass(frozen=True)
 class Played:
     """A main window and its probes as they were played."""
@@ -91,7 +96,7 @@ class Played:
     def split(self, *, assumed_lag_s: float = LAG_S, idle_w: float | None = IDLE_W, **ticks: float) -> PhaseSplit:
         """Split by what one counter saw."""
         seen = self.world.ticks(**{"phase": 0.3, **ticks})  # type: ignore[arg-type]  # seed is a float only here
-        return split(self.probes, self.mix, [Board("GPU-a", seen, idle_w)], lag_s=assumed_lag_s)
+        return split(self.probes, self.mix, [board(seen, idle_w)], lag_s=assumed_lag_s)
 
 
 def _play(*, probes: Sequence[str] = ("prefill", "decode"), **world: float) -> Played:
@@ -239,7 +244,7 @@ def test_what_cannot_be_told_is_null_with_its_reason(
 ) -> None:
     """Every way to fail gives null and says which it was."""
     mix, ticks, idle_w = change(played)
-    found = split(played.probes, mix, [Board("GPU-a", ticks, idle_w)], lag_s=LAG_S)
+    found = split(played.probes, mix, [board(ticks, idle_w)], lag_s=LAG_S)
     assert (found.energy_per_prefill_token_j, found.energy_per_decode_token_j, found.idle_share) == (None, None, None)
     assert (found.reason or "").startswith("phase_split_unidentified: ")
     assert said in (found.reason or "")
@@ -248,13 +253,13 @@ def test_what_cannot_be_told_is_null_with_its_reason(
 def test_three_missing_ticks_are_bridged(played: Played) -> None:
     """A cumulative counter loses nothing: up to three missing ticks in a row change no figure by 1 %."""
     ticks = _lose(played.world.ticks(phase=0.3), played.probes[0].start_s + 5, 3)
-    found = split(played.probes, played.mix, [Board("GPU-a", ticks, IDLE_W)], lag_s=LAG_S)
+    found = split(played.probes, played.mix, [board(ticks)], lag_s=LAG_S)
     assert found.energy_per_prefill_token_j == pytest.approx(TRUE_PREFILL_J, rel=0.01)
 
 
 def test_boards_add_up(played: Played) -> None:
     """Two GPUs with counters out of step that each draw the same give twice the joules of one."""
-    seen = [Board(f"GPU-{p}", played.world.ticks(phase=p), IDLE_W) for p in (0.1, 0.6)]
+    seen = [board(played.world.ticks(phase=p)) for p in (0.1, 0.6)]
     mix = replace(played.mix, energy_j=2 * (played.mix.energy_j or 0))
     found = split(played.probes, mix, seen, lag_s=LAG_S)
     assert found.energy_per_prefill_token_j == pytest.approx(2 * TRUE_PREFILL_J, rel=0.01)
@@ -270,15 +275,20 @@ def test_noisy_ticks_are_refused(played: Played) -> None:
     for before, after in pairwise(ticks):
         sofar += (after.joules - before.joules) * noise.choice([0.0, 0.0, 0.0, 4.0])
         loud.append(replace(after, joules=sofar))
-    found = split(played.probes, played.mix, [Board("GPU-a", loud, IDLE_W)], lag_s=LAG_S)
+    found = split(played.probes, played.mix, [board(loud)], lag_s=LAG_S)
     assert "standard error" in (found.reason or "")
     assert found.prefill_relative_error is not None
     assert found.prefill_relative_error > 0.10
 
 
-def test_missing_ticks_are_counted() -> None:
-    """The longest run of missing ticks inside an interval; what lies outside does not count."""
-    ticks = [Tick(k / 10, k / 10, float(k)) for k in range(60) if k not in (20, 21, 40, 41, 42)]
-    assert missing_ticks(ticks, 0.5, 3.0) == 2
-    assert missing_ticks(ticks, 0.5, 5.0) == 3
-    assert missing_ticks(ticks, 0.5, 1.5) == 0
+def test_slow_changes_of_power_are_no_repetitions(played: Played) -> None:
+    """The same scatter of ticks, once from tick to tick and once as a slow wave: the wave leaves the larger error."""
+
+    def error(period_ticks: float) -> float:
+        sofar, seen = 0.0, []
+        for k, (before, after) in enumerate(pairwise(played.world.ticks(phase=0.3))):
+            sofar += (after.joules - before.joules) * (1 + 0.15 * math.sin(2 * math.pi * k / period_ticks))
+            seen.append(replace(after, joules=sofar))
+        return split(played.probes, played.mix, [board(seen)], lag_s=LAG_S).prefill_relative_error or math.nan
+
+    assert error(40.0) > 3 * error(2.7)

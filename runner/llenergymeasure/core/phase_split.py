@@ -11,11 +11,9 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 from typing import Literal
 
-from llenergymeasure.core.energy_series import Tick
+from llenergymeasure.core.energy_series import EnergySeries
 from llenergymeasure.core.least_squares import Matrix, least_squares
 from llenergymeasure.core.records import Record
 
@@ -59,10 +57,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Board:
-    """One GPU: the counter's ticks and the power that it draws with the engine loaded and waiting, W."""
+    """One GPU: what its counter showed and the power that it draws with the engine loaded and waiting, W."""
 
     gpu_uuid: str
-    ticks: Sequence[Tick]
+    series: EnergySeries
     idle_power_w: float | None
 
 
@@ -179,23 +177,15 @@ def fit(board: Board, segments: Sequence[Segment], *, lag_s: float) -> Fit:
 
 def _problem(board: Board, segments: Sequence[Segment], mix: Mix) -> str | None:
     """Why this GPU's recording cannot be used."""
+    if board.series.went_back:
+        return f"{board.gpu_uuid}: the counter went back"
     if board.idle_power_w is None:
         return f"{board.gpu_uuid}: the power with the engine loaded and waiting is unknown"
     for name, start_s, end_s in [("window", mix.start_s, mix.end_s), *((s.name, s.start_s, s.end_s) for s in segments)]:
-        missing = missing_ticks(board.ticks, start_s, end_s)
+        missing = board.series.interior_gap_ticks(start_s, end_s)
         if missing > MAX_GAP_TICKS:
             return f"{board.gpu_uuid}: {missing} ticks in a row are missing in {name}"
     return None
-
-
-def missing_ticks(ticks: Sequence[Tick], start_s: float, end_s: float) -> int:
-    """The largest number of ticks in a row that are missing between two instants."""
-    times = [t.t_s for t in ticks]
-    if len(times) < 3:
-        return MAX_GAP_TICKS + 1
-    period_s = median(b - a for a, b in pairwise(times))
-    inside = [start_s, *times[bisect_right(times, start_s) : bisect_right(times, end_s)], end_s]
-    return max(round((b - a) / period_s) - 1 for a, b in pairwise(inside))
 
 
 def _phases(segments: Sequence[Segment]) -> list[Phase]:
@@ -209,7 +199,8 @@ def _equations(
     columns: Matrix = []
     energies: list[float] = []
     breaks: set[int] = set()
-    times = [t.t_s - lag_s for t in board.ticks]
+    ticks = board.series.ticks
+    times = [t_s - lag_s for t_s in board.series.times_s]
     for segment in segments:
         breaks.add(len(columns))
         ends = [s.end_s for s in segment.spans]
@@ -221,7 +212,7 @@ def _equations(
                     break
                 seconds[span.phase] += min(span.end_s, times[k + 1]) - max(span.start_s, times[k])
             columns.append([seconds[p] for p in phases])
-            joules = board.ticks[k + 1].joules - board.ticks[k].joules
+            joules = ticks[k + 1].joules - ticks[k].joules
             energies.append(joules - (board.idle_power_w or 0.0) * (times[k + 1] - times[k]))
     return columns, energies, breaks
 
