@@ -297,6 +297,7 @@ def _baseline(row: Mapping[str, Any]) -> dict[str, Any]:
         "kind": row["kind"],
         "power_w": row["powerMilliwatts"] / 1000,
         "measured_at": row["measuredAt"],
+        **({"conditions": row["conditions"]} if row.get("conditions") else {}),
     }
 
 

@@ -113,11 +113,11 @@ def _line(row: Row, places: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _baselines(children: Iterable[Child]) -> list[dict[str, Any]]:
-    """The newest idle power per GPU, driver and kind that runs of this study have measured."""
+    """The newest idle power per GPU, driver, kind and settings that runs of this study have measured."""
     newest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for child in children:
         for row in child.baselines:
-            key = (row["gpuUUID"], row.get("driver"), row["kind"])
+            key = (row["gpuUUID"], row.get("driver"), row["kind"], row.get("conditions"))
             if key not in newest or str(row["measuredAt"]) > str(newest[key]["measuredAt"]):
                 newest[key] = row
     rows = sorted(newest.values(), key=lambda r: str(r["measuredAt"]), reverse=True)[:MAX_BASELINES]

@@ -100,19 +100,26 @@ class Row(BaseModel):
 _Rows = TypeAdapter(dict[str, Row])
 
 
-def known(config: ExperimentConfig, settings: Mapping[str, GpuSettings], folder: Path) -> Baseline | None:
+def known(
+    config: ExperimentConfig,
+    settings: Mapping[str, GpuSettings],
+    folder: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> Baseline | None:
     """A known baseline for these GPUs as they are set, young enough; from the parent, else from disk.
 
     Args:
         config: Which kind of idle, and how old it may be.
         settings: By UUID, in the order of the run's GPUs.
         folder: Where baselines are kept.
+        environ: What the parent hands down; this process' environment.
 
     Raises:
         MeasurementError: The parent's are malformed.
 
     """
-    handed, kept = handed_down(os.environ), read_rows(folder)
+    handed, kept = handed_down(os.environ if environ is None else environ), read_rows(folder)
     rows = {u: _find(u, s, config.baseline.kind, handed, kept) for u, s in settings.items()}
     present = {u: r for u, r in rows.items() if r is not None}
     if not rows or len(present) < len(rows):

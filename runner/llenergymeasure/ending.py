@@ -91,6 +91,7 @@ def _fresh_baselines(result: ExperimentResult) -> tuple[KnownBaseline, ...]:
             kind=found.baseline_kind,
             power_milliwatts=round(1e3 * power_w),
             measured_at=found.baseline_timestamp,
+            conditions=(found.baseline_settings or {}).get(uuid),
         )
         for uuid, power_w in list((found.baseline_per_device_w or {}).items())[:MAX_GPUS]
     )

@@ -1,15 +1,18 @@
 """The idle power of one run: known and confirmed, recorded before the load, or that of the loaded engine."""
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from llenergymeasure import baseline, idle_power
+from llenergymeasure import baseline, idle_power, preflight
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Device
+from llenergymeasure.core.errors import LLEMError, MeasurementError
 from llenergymeasure.gpu_settings import read_settings, thermometer
-from llenergymeasure.run_energy import RunEnergy
-from llenergymeasure.user_config import UserConfig, cache_dir
+from llenergymeasure.run_energy import RunEnergy, only, own_devices
+from llenergymeasure.user_config import UserConfig, cache_dir, load_user_config
 
 LOADED_COMES_LATER = "baseline.kind: loaded comes from the guard before the window, which was not reached"
 
@@ -130,3 +133,37 @@ def warnings(energy: RunEnergy) -> list[str]:
         return []
     moved = f"idle power still moved by {100 * seen.drift:+.1f} % in the last of {seen.attempts} recordings"
     return [f"baseline_unstable: {moved}; let the GPU cool down, then set baseline.cache_ttl_seconds: 0"]
+
+
+def rows_alone(config: ExperimentConfig, user: UserConfig) -> dict[str, baseline.Row]:
+    """Measure the idle power that a run of this configuration would, without the run; it is kept on disk, too.
+
+    Raises:
+        LLEMError: There is no counter, or the idle power cannot be read from it.
+
+    """
+    chosen = preflight.choose_source(config, user)
+    energy = RunEnergy(chosen.source, chosen.reason, own_devices(config, chosen.source))
+    if energy.source is None or not energy.counts:
+        raise MeasurementError(chosen.reason or "no energy counter of a GPU is at hand")
+    try:
+        prepare(config, user, energy)
+    finally:
+        energy.record = only(energy.source.stop(), energy.devices)
+    complete(config, user, energy)
+    if energy.idle is None:
+        raise MeasurementError(energy.no_idle)
+    return baseline.rows_of(energy.idle, energy.settings)
+
+
+def _main() -> None:
+    """The process that a study starts: a configuration comes in by LLEM_EXPERIMENT, rows go to standard output."""
+    try:
+        rows = rows_alone(ExperimentConfig.model_validate_json(os.environ["LLEM_EXPERIMENT"]), load_user_config())
+    except LLEMError as err:
+        raise SystemExit(str(err)) from err
+    sys.stdout.write(baseline.to_variable(rows))
+
+
+if __name__ == "__main__":
+    _main()

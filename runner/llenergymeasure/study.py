@@ -16,6 +16,7 @@ from llenergymeasure.core.manifest import StudyManifest, new_manifest
 from llenergymeasure.core.plan import Run, describe_all, gaps_s, make_plan
 from llenergymeasure.core.result import ExperimentResult, StudyResult
 from llenergymeasure.core.sweep import deep_merge, set_path
+from llenergymeasure.known_baselines import KnownBaselines
 from llenergymeasure.loaders import load_experiment_config, load_study_config
 from llenergymeasure.measure import Measured, measure
 from llenergymeasure.object_store import Access, open_place
@@ -186,7 +187,7 @@ def _run(
     gpus: Sequence[str],
     held: Sequence[int],
 ) -> Executed:
-    runner = StudyRunner(opened.study, opened.plan, folder, opened.manifest, observer)
+    runner = StudyRunner(opened.study, opened.plan, folder, opened.manifest, observer, KnownBaselines(user))
     left = runner.left()
     pauses = planned_gaps_s(opened.study, left, user) if gaps else [0.0] * len(left)
     runner.run(pauses, gpus=gpus, keep_open=held)

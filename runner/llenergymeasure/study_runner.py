@@ -12,6 +12,7 @@ from llenergymeasure.core.errors import LLEMError, ResultStoreError
 from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.plan import Plan, Run, describe_all
 from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.known_baselines import KnownBaselines
 from llenergymeasure.pacing import Terminal, pause
 from llenergymeasure.study_folder import StudyFolder
 
@@ -58,11 +59,12 @@ class StudyRunner:
         folder: StudyFolder,
         manifest: StudyManifest,
         observer: Observer,
+        baselines: KnownBaselines | None = None,
     ) -> None:
         self.manifest = manifest
         self.errors: dict[int, LLEMError] = {}
         self._study, self._plan, self._folder = study, plan, folder
-        self._watch, self._clock = observer, Terminal()
+        self._watch, self._clock, self._baselines = observer, Terminal(), baselines
         self._summaries = describe_all(study.experiments)
         self._breaker = Breaker(study.execution.max_consecutive_failures)
         self._window_ended_s = self._clock.now_s()
@@ -89,6 +91,8 @@ class StudyRunner:
         try:
             before_mb = gpu_memory.used_mb(gpus)
             for run, pause_s in zip(left, pauses_s, strict=True):
+                if self._baselines is not None:  # within the pause: the GPUs are free, and it costs no time
+                    self._baselines.prepare(self._study.experiments[run.position], self._watch.note)
                 self._wait(pause_s)
                 self._one(run, keep_open)
                 if text := gpu_memory.wait_until_back(before_mb):
@@ -164,6 +168,7 @@ class StudyRunner:
             "LLEM_CYCLE": str(run.cycle),
             "LLEM_ATTEMPT": str(self.manifest.row(run.index).attempts),
         }
+        variables |= self._baselines.variables() if self._baselines is not None else {}
         measured = launch.run_in_subprocess(
             self._study.experiments[run.position],
             limits=launch.Limits(
@@ -173,4 +178,6 @@ class StudyRunner:
             variables=variables,
             keep_open=keep_open,
         )
+        if self._baselines is not None:
+            self._baselines.learn(measured.result)
         return measured.result, self._folder.save_run(run, self._study, measured)

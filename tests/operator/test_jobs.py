@@ -158,6 +158,7 @@ def test_the_pod_is_told_what_earlier_runs_left() -> None:
         "kind": "bare",
         "powerMilliwatts": 71_500,
         "measuredAt": "2026-03-04T05:00:00Z",
+        "conditions": "0123456789ab",
     }
     job = the_job(
         CASES["gpu"], number=3, adopt_from=2, baselines=[{**row, "node": "a"}], not_before={"a": NOW}, gap_s=60.0
@@ -165,7 +166,14 @@ def test_the_pod_is_told_what_earlier_runs_left() -> None:
     found = environment(job)
     assert json.loads(found["LLEM_GAP_UNTIL"]) == {"a": "2026-03-04T05:06:07.000Z"}
     assert json.loads(found["LLEM_BASELINES"]) == [
-        {"gpu_uuid": "GPU-1", "driver": "570", "kind": "bare", "power_w": 71.5, "measured_at": "2026-03-04T05:00:00Z"}
+        {
+            "gpu_uuid": "GPU-1",
+            "driver": "570",
+            "kind": "bare",
+            "power_w": 71.5,
+            "measured_at": "2026-03-04T05:00:00Z",
+            "conditions": "0123456789ab",
+        }
     ]
     assert (found["LLEM_ADOPT_FROM"], found["LLEM_ATTEMPT"]) == ("2", "3")
     assert job["metadata"]["name"].endswith("-a3")

@@ -70,6 +70,7 @@ def _baseline() -> Schema:
             "kind": text("Which idle: context, bare or loaded.", 63),
             "powerMilliwatts": integer("Idle power, mW."),
             "measuredAt": moment("When it was measured."),
+            "conditions": text("Digest of the GPU's settings that it holds for: driver, limits, clocks, modes.", 63),
             "node": text("Node of the GPU.", 253),
         },
         required=["gpuUUID", "kind", "powerMilliwatts", "measuredAt"],

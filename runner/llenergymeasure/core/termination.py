@@ -46,6 +46,7 @@ class KnownBaseline(_Part):
     kind: str
     power_milliwatts: int
     measured_at: datetime
+    conditions: str | None = Field(None, max_length=63)  # digest of the GPU's settings that it holds for
 
 
 class Failure(_Part):
