@@ -20,6 +20,7 @@ from llenergymeasure.core.comparison import (
     SPEED,
     Finding,
     Interval,
+    LogMean,
     apart,
     fit_logs,
     gain_allowance,
@@ -38,6 +39,8 @@ from llenergymeasure.study_summary import by_position
 Method = Literal["within_cycles", "different_sessions", "one_run_assumed"]
 SAME_WORK = ("model", "model_revision", "dataset", "dataset_sha256", "n", "max_input_tokens", "max_output_tokens")
 """What must be alike, or the two sides did different work; a name that is no field of the result is a setting."""
+
+EARLIER_T = 1.96  # half-widths of a single run in results of version 2.0 as first released
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,7 @@ def _between(a: Configuration, b: Configuration, name: str, claims: int) -> Diff
     if any(v <= 0 for values in sides for v in values):
         reason = "not_positive: a figure is zero or negative, so there is no ratio"
         return known.model_copy(update={**means, "reason": reason})
-    logs = [log_mean(values, _of_one_run(c, name)) for values, c in zip(sides, (a, b), strict=True)]
+    logs = [_log_mean(values, c, name) for values, c in zip(sides, (a, b), strict=True)]
     if logs[0] is None or logs[1] is None:
         ratio = means["b_mean"] / means["a_mean"]
         reason = "one_run: a single run does not say how well it would repeat; add cycles"
@@ -298,10 +301,15 @@ def _why_none(lacking: Sequence[str], a: Configuration, b: Configuration, name: 
     return "; ".join(told)
 
 
-def _of_one_run(configuration: Configuration, name: str) -> float | None:
-    """The 95 % half-width that a single run claims for itself, where it does."""
+def _log_mean(values: Sequence[float], configuration: Configuration, name: str) -> LogMean | None:
+    """Mean of a side's figures; a single run's joules have the uncertainty that the run claims for itself."""
     runs = [r for r in believed(configuration.runs).values() if r.energy_per_output_token_j is not None]
-    return runs[0].uncertainty.comparison if name == ENERGY and len(runs) == 1 else None
+    if name != ENERGY or len(runs) != 1:
+        return log_mean(values)
+    own = runs[0].uncertainty
+    if own.standard is None and own.comparison is not None:  # written before the parts were
+        return log_mean(values, own.comparison / EARLIER_T)
+    return log_mean(values, own.standard, degrees_of_freedom=own.degrees_of_freedom)
 
 
 def _allowance(a: Configuration, b: Configuration, name: str, claims: int) -> float:

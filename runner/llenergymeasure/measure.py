@@ -27,12 +27,18 @@ from llenergymeasure import (
     warmup,
     window,
 )
+from llenergymeasure.between_runs import known_spread
+from llenergymeasure.calibration_file import named_calibration
 from llenergymeasure.core import registry
+from llenergymeasure.core.calibration import Calibration, corrected
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Generation, InferenceEngine, ModelFacts, Request, Weights, Window
 from llenergymeasure.core.errors import ConfigError
+from llenergymeasure.core.phase_split import PhaseSplit
 from llenergymeasure.core.result import ExperimentResult, WarmupResult
+from llenergymeasure.core.uncertainty import Spread
 from llenergymeasure.gpu_settings import thermometer
+from llenergymeasure.observation import Observation
 from llenergymeasure.phases import Emit, Phases, silent
 from llenergymeasure.user_config import UserConfig, cache_dir
 
@@ -66,12 +72,13 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = silent) 
     energy = None
     try:
         with phases("preflight"):
+            calibration = named_calibration(os.environ)
             preflight.refuse([*preflight.quick_problems(config, user), *preflight.hardware_problems(config)])
             engine = registry.engine(config.backend)
             chosen = preflight.choose_source(config, user)
             energy = run_energy.RunEnergy(chosen.source, chosen.reason, run_energy.own_devices(config, chosen.source))
             warnings = [w for w in (preflight.memory_warning(config, user),) if w]
-        return _measure(config, user, engine, energy, phases, _Start(started, warnings))
+        return _measure(config, user, engine, energy, phases, _Start(started, warnings, calibration))
     finally:
         if energy is not None and energy.source is not None and energy.record is None:
             _quietly(energy.source.stop)
@@ -83,6 +90,7 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = silent) 
 class _Start:
     time: datetime
     warnings: list[str]
+    calibration: Calibration
 
 
 def _quietly(action: Callable[[], object]) -> None:
@@ -135,7 +143,7 @@ def _measure(
     warnings += run_baseline.warnings(energy)
     warnings += _conditions(config, energy, facts, weights, warm, others)
     with phases("result"):
-        seen = record.Observation(
+        seen = Observation(
             config=config,
             experiment_id=str(uuid.uuid4()),
             provenance=record.provenance(config),
@@ -168,7 +176,9 @@ def _measure(
             work=fed.work,
             suspended_s=fed.suspended_s,
             own_pids=energy.own_pids,
-            phase_split=phase_split.judge(probes, fed.window, fed.generations, energy.record) if probes else None,
+            calibration=begun.calibration,
+            spread=_spread(user, energy),
+            phase_split=_split(begun.calibration, probes, fed, energy),
             carbon_intensity_gco2_kwh=user.measurement.carbon_intensity_gco2_kwh,
             pue=user.measurement.datacenter_pue,
         )
@@ -178,6 +188,21 @@ def _measure(
         _series(energy, fed.window, fed.generations),
         _raw(config, energy, fed.window),
     )
+
+
+def _spread(user: UserConfig, energy: run_energy.RunEnergy) -> Spread | None:
+    """How far runs on these GPUs scatter, where studies have measured it."""
+    return known_spread(cache_dir(user), [d.uuid for d in energy.devices]) if energy.counts else None
+
+
+def _split(
+    calibration: Calibration, probes: phase_split.Probes | None, fed: window.Fed, energy: run_energy.RunEnergy
+) -> PhaseSplit | None:
+    """The window's energy by phase, of corrected ticks."""
+    if probes is None:
+        return None
+    found = corrected(energy.record, calibration, fed.window) if energy.record else None
+    return phase_split.judge(probes, fed.window, fed.generations, found)
 
 
 def _settled(

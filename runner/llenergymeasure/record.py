@@ -1,35 +1,17 @@
 """Turns what was observed in one experiment into its result: divisions, uncertainties, verdict, warnings, reasons."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Literal
 
-from llenergymeasure import __version__, flops
-from llenergymeasure.baseline import Baseline
+from llenergymeasure import __version__, flops, judging
 from llenergymeasure.core.config import ExperimentConfig
-from llenergymeasure.core.contracts import EnergyRecord, Generation, ModelFacts, Reading, Weights, Window, Work
-from llenergymeasure.core.energy_series import Joules, total
+from llenergymeasure.core.contracts import DeviceEnergy
+from llenergymeasure.core.energy_series import Joules
 from llenergymeasure.core.identity import canonical, measurement_config_hash
-from llenergymeasure.core.phase_split import PhaseSplit
 from llenergymeasure.core.plan import flatten
-from llenergymeasure.core.result import (
-    CrossCheck,
-    EnergyBreakdown,
-    ExperimentResult,
-    GeneratedText,
-    Phase,
-    SettleResult,
-    ThermalResult,
-    Uncertainty,
-    WarmupResult,
-    latency_statistics,
-)
-from llenergymeasure.core.verdict import RUN_TO_RUN_ASSUMED, Evidence, judge, relative_uncertainty, warnings
-
-SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
-"""Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h, nvmlClocksEventReason*)."""
-THROTTLING = HW_SLOWDOWN | SW_THERMAL | HW_THERMAL | POWER_BRAKE  # a power cap is normal operation (measurement.md §1)
+from llenergymeasure.core.result import EnergyBreakdown, ExperimentResult, GeneratedText, latency_statistics
+from llenergymeasure.core.verdict import judge
+from llenergymeasure.observation import Observation, calibrated
 
 NVML_NOTES = (
     "NVML power is accurate to about ±5 W per NVIDIA.",
@@ -49,73 +31,14 @@ OVER_ENERGY = (
 """Quantities that are unknown together with the window's energy."""
 
 
-@dataclass(frozen=True)
-class Observation:
-    """Everything one experiment produced before it is judged."""
-
-    config: ExperimentConfig
-    experiment_id: str
-    provenance: Mapping[str, str]
-    weights: Weights
-    facts: ModelFacts
-    backend_version: str
-    engine_effective: Mapping[str, Any]
-    real_engine: bool
-    dataset_sha256: str
-    constant_prompts: bool
-    prompts: Sequence[str | None]
-    window: Window
-    origin_s: float
-    generations: Sequence[Generation]
-    texts: Sequence[str] | None
-    phases: Mapping[str, Phase]
-    warmup: WarmupResult | None
-    memory_peak_mb: float | None
-    environment: Mapping[str, Any]
-    start_time: datetime
-    end_time: datetime
-    energy: EnergyRecord | None = None
-    source_name: str | None = None
-    source_kind: str | None = None
-    no_energy_reason: str = ""
-    baseline: Baseline | None = None
-    no_baseline_reason: str = ""
-    warnings: Sequence[str] = ()
-    settle: SettleResult | None = None
-    work: Work = field(default_factory=Work)
-    suspended_s: float = 0.0
-    own_pids: frozenset[int] = frozenset()
-    phase_split: PhaseSplit | None = None
-    carbon_intensity_gco2_kwh: float | None = None
-    pue: float = 1.0
-    lengths: list[tuple[int, int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        pairs = [
-            (len(r.token_ids), len(o))
-            for g in self.generations
-            for r, o in zip(g.requests, g.output_token_ids, strict=True)
-        ]
-        object.__setattr__(self, "lengths", pairs)
-
-
-def build(seen: Observation) -> ExperimentResult:
+def build(observed: Observation) -> ExperimentResult:
     """Give the result of an observation."""
-    joules = _joules(seen)
-    thermal, throttled_share = _thermal(seen)
-    relative = relative_uncertainty(joules.std_uncertainty, joules.value)
-    evidence = Evidence(
-        source_kind=seen.source_kind,
-        energy_j=joules.value,
-        energy_reason=joules.reason,
-        window_s=seen.window.duration_s,
-        relative_comparison=relative[1] if relative else None,
-        throttled_share=throttled_share,
-        dummy_values=seen.constant_prompts,
-        allow_dummy=seen.config.measurement.allow_dummy,
-    )
+    seen = calibrated(observed)
+    joules = seen.joules
     energy = _energy_fields(seen, joules)
-    size = flops.count(seen.config, seen.facts, seen.weights.config, seen.lengths)
+    energy["energy_uncalibrated_j"] = observed.joules.value if seen is not observed else None
+    uncertainty = judging.uncertainty(seen, energy["energy_adjusted_j"])
+    evidence = judging.evidence(observed, joules.value, uncertainty)
     return ExperimentResult(
         tool_version=__version__,
         experiment_id=seen.experiment_id,
@@ -123,24 +46,21 @@ def build(seen: Observation) -> ExperimentResult:
         **_identity(seen),
         **_tokens_and_speed(seen),
         **energy,
-        uncertainty=_uncertainty(relative),
-        cross_check=_cross_check(seen, joules),
+        uncertainty=uncertainty,
+        cross_check=evidence.cross_check,
         phase_split=seen.phase_split,
         verdict=judge(evidence),
-        flops=size,
+        conditions=evidence.conditions,
+        occupancy=evidence.occupancy,
+        sensors=judging.sensors(seen),
+        flops=flops.count(seen.config, seen.facts, seen.weights.config, seen.lengths),
         warmup=seen.warmup,
         settle=seen.settle,
         warmup_excluded_samples=seen.warmup.iterations_completed if seen.warmup else 0,
-        thermal=thermal,
+        thermal=judging.thermal(seen, evidence.conditions),
         environment_snapshot=dict(seen.environment),
-        measurement_warnings=[
-            *seen.warnings,
-            *(seen.energy.warnings if seen.energy else ()),
-            *_unsplit(seen.phase_split),
-            *warnings(evidence),
-            *_energy_warnings(energy),
-        ],
-        reproducibility_notes=list(NVML_NOTES) if seen.source_kind == "counter" else [],
+        measurement_warnings=judging.warnings(seen, evidence, energy),
+        reproducibility_notes=_notes(seen),
         null_reasons=_null_reasons(seen, joules, energy),
         start_time=seen.start_time,
         end_time=seen.end_time,
@@ -149,8 +69,10 @@ def build(seen: Observation) -> ExperimentResult:
     )
 
 
-def _unsplit(split: PhaseSplit | None) -> list[str]:
-    return [split.reason] if split is not None and split.reason is not None else []
+def _notes(seen: Observation) -> list[str]:
+    if seen.source_kind != "counter":
+        return []
+    return list(NVML_NOTES[:1] if seen.calibration and not judging.uncalibrated(seen) else NVML_NOTES)
 
 
 def _identity(seen: Observation) -> dict[str, Any]:
@@ -200,7 +122,7 @@ def _tokens_and_speed(seen: Observation) -> dict[str, Any]:
 
 
 def _memory_total_mb(seen: Observation) -> float | None:
-    return next((r.memory_total_mb for r in _readings(seen) if r.memory_total_mb), None)
+    return next((r.memory_total_mb for r in seen.readings if r.memory_total_mb), None)
 
 
 def _texts(seen: Observation) -> list[GeneratedText] | None:
@@ -213,18 +135,10 @@ def _texts(seen: Observation) -> list[GeneratedText] | None:
     ]
 
 
-def _joules(seen: Observation) -> Joules:
-    if seen.energy is None:
-        return Joules(None, reason=seen.no_energy_reason)
-    devices = seen.energy.windows.get("window", ())
-    if not devices:
-        return Joules(None, reason=seen.no_energy_reason or f"{seen.source_name}: no GPU is visible")
-    return total(devices)
-
-
-def _readings(seen: Observation) -> list[Reading]:
-    found = seen.energy.readings if seen.energy else ()
-    return [r for r in found if seen.window.start_s <= r.t_s <= seen.window.end_s]
+def _loaded_idle_w(devices: Sequence[DeviceEnergy]) -> float | None:
+    """Power of all GPUs with the engine loaded and waiting, W, from the guard before the window."""
+    powers = [d.power_before_w for d in devices if d.edges == "quiet"]
+    return sum(p for p in powers if p is not None) if powers and None not in powers else None
 
 
 def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
@@ -232,7 +146,7 @@ def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
     outputs, inputs = sum(o for _, o in seen.lengths), sum(i for i, _ in seen.lengths)
     raw = joules.value
     adjusted = raw - baseline.power_w * duration_s if raw is not None and baseline else None
-    devices = seen.energy.windows.get("window", ()) if seen.energy else ()
+    devices = seen.devices
     breakdown = EnergyBreakdown(
         raw_j=raw,
         adjusted_j=adjusted,
@@ -256,6 +170,7 @@ def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
         "energy_adjusted_j": adjusted,
         "baseline_power_w": breakdown.baseline_power_w,
         "energy_breakdown": breakdown,
+        "loaded_idle_power_w": _loaded_idle_w(devices),
         "host_energy_j": seen.energy.host_energy_j if seen.energy else None,
     }
     if raw is None:
@@ -274,58 +189,6 @@ def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
     }
 
 
-def _energy_warnings(energy: Mapping[str, Any]) -> list[str]:
-    adjusted = energy["energy_adjusted_j"]
-    if adjusted is not None and adjusted < 0:
-        return ["negative_adjusted: the window drew less than the baseline; use baseline.cache_ttl_seconds: 0"]
-    return []
-
-
-def _uncertainty(relative: tuple[float, float, float] | None) -> Uncertainty:
-    if relative is None:
-        return Uncertainty()
-    edge, comparison, absolute = relative
-    return Uncertainty(
-        edge=edge,
-        between_runs=RUN_TO_RUN_ASSUMED,
-        between_runs_source="assumed",
-        comparison=comparison,
-        absolute=absolute,
-    )
-
-
-def _cross_check(seen: Observation, joules: Joules) -> CrossCheck | None:
-    """Our own tick series against a source that reads the counter by itself."""
-    if joules.value is None or seen.energy is None or not seen.energy.independent:
-        return None
-    parts = [s.between(seen.window.start_s, seen.window.end_s) for s in seen.energy.series.values()]
-    if not parts or any(p.value is None for p in parts):
-        return CrossCheck(source="tick series", reason="; ".join(p.reason or "" for p in parts) or "no series")
-    return CrossCheck(source="tick series", ratio=sum(p.value for p in parts if p.value is not None) / joules.value)
-
-
-def _thermal(seen: Observation) -> tuple[ThermalResult, float]:
-    """Throttling seen by the readings inside the window, and the share of readings that show it."""
-    inside = _readings(seen)
-    bits = [r.throttle_reasons for r in inside if r.throttle_reasons is not None]
-    temperatures = [r.temperature_c for r in inside if r.temperature_c is not None]
-    hottest = max(temperatures, default=None)
-    if not bits:
-        return ThermalResult(max_temperature_c=hottest), 0.0
-    share = sum(bool(b & THROTTLING) for b in bits) / len(bits)
-    result = ThermalResult(
-        detected=share > 0,
-        sw_power_cap=any(b & SW_POWER_CAP for b in bits),
-        hw_slowdown=any(b & HW_SLOWDOWN for b in bits),
-        sw_thermal=any(b & SW_THERMAL for b in bits),
-        hw_thermal=any(b & HW_THERMAL for b in bits),
-        power_brake=any(b & POWER_BRAKE for b in bits),
-        throttle_duration_s=share * seen.window.duration_s,
-        max_temperature_c=hottest,
-    )
-    return result, share
-
-
 def _null_reasons(seen: Observation, joules: Joules, energy: Mapping[str, Any]) -> dict[str, str]:
     """Why a quantity is null; one that was measured is not in it."""
     no_energy = joules.reason or "no tokens came out of the window"
@@ -338,6 +201,8 @@ def _null_reasons(seen: Observation, joules: Joules, energy: Mapping[str, Any]) 
             joules.reason or no_idle,
         ),
         "baseline_power_w": (energy["baseline_power_w"], no_idle),
+        "loaded_idle_power_w": (energy["loaded_idle_power_w"], joules.reason or "no quiet guard before the window"),
+        "energy_uncalibrated_j": (energy["energy_uncalibrated_j"], joules.reason or "nothing was calibrated"),
         "host_energy_j": (
             energy["host_energy_j"],
             "the energy source does not read the host" if seen.energy else no_energy,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llenergymeasure import __version__, html_report, locks, preflight, store
+from llenergymeasure.between_runs import remember_spread
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import BackendMissingError, LLEMError, PreFlightError
@@ -24,7 +25,7 @@ from llenergymeasure.resume import Reopened, reopen
 from llenergymeasure.stored_study import Rebuilt, rebuild
 from llenergymeasure.study_folder import StudyFolder
 from llenergymeasure.study_runner import Observer, StudyRunner, utc_now
-from llenergymeasure.user_config import UserConfig, load_user_config
+from llenergymeasure.user_config import UserConfig, cache_dir, load_user_config
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ def _run(
     runner.run(pauses, gpus=gpus, keep_open=held)
     rebuilt = rebuild(open_place(str(folder.path), Access()))
     folder.write_result(rebuilt.study)
+    remember_spread(cache_dir(user), rebuilt.study, rebuilt.results)
     return Executed(runner.manifest, folder.path, rebuilt, _report(folder, rebuilt, observer), runner.errors)
 
 

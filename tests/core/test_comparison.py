@@ -155,16 +155,27 @@ def test_different_sittings_are_welchs_test(n: int, m: int) -> None:
 
 
 def test_single_runs_stand_on_their_own_uncertainty() -> None:
-    """Two runs of ±2 % each: ±2.83 % on the ratio; without a stated uncertainty there is no claim."""
-    a, b = log_mean([2.0], 0.02), log_mean([2.2], 0.02)
+    """Two runs of 1 % each: ±1.96 x 1.41 % on the ratio; without a stated uncertainty there is no claim."""
+    a, b = log_mean([2.0], 0.01), log_mean([2.2], 0.01)
     assert a is not None
     assert b is not None
 
     found = apart(a, b)
 
-    assert math.log(found.high / found.ratio) == pytest.approx(0.02 * math.sqrt(2), rel=1e-4)
+    assert math.log(found.high / found.ratio) == pytest.approx(1.959964 * 0.01 * math.sqrt(2), rel=1e-6)
     assert log_mean([2.0]) is None
     assert log_mean([]) is None
+
+
+def test_an_estimated_spread_of_single_runs_widens_their_interval() -> None:
+    """Twice 1 % with 10 degrees of freedom each is 20 by Welch: t is 2.086 instead of 1.96."""
+    sides = [log_mean([v], 0.01, degrees_of_freedom=10) for v in (2.0, 2.2)]
+    assert sides[0] is not None
+    assert sides[1] is not None
+
+    found = apart(*sides)
+
+    assert math.log(found.high / found.ratio) == pytest.approx(2.085963 * 0.01 * math.sqrt(2), rel=1e-6)
 
 
 # What must not matter.

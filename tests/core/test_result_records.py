@@ -67,14 +67,14 @@ def test_any_number_survives_its_json_to_the_last_bit(
 ) -> None:
     """No digit of a measured number is lost on disk, whatever its size."""
     before = result(
-        energy_total_j=one, energy_per_device_j=mapping, output_tokens=tokens,
+        mean_power_w=one, energy_per_device_j=mapping, output_tokens=tokens,
         warmup={**FULL["warmup"], "latencies_ms": many}, environment_snapshot={"value": one, "list": many},
     )  # fmt: skip
     after = ExperimentResult.from_json(before.to_json())
     assert after == before
-    assert after.energy_total_j is not None
+    assert after.mean_power_w is not None
     assert after.warmup is not None
-    assert math.copysign(1, after.energy_total_j) == math.copysign(1, one)
+    assert math.copysign(1, after.mean_power_w) == math.copysign(1, one)
     assert [x.hex() for x in after.warmup.latencies_ms] == [x.hex() for x in many]
 
 

@@ -37,6 +37,11 @@ COUNTS_AND_SHARES = {
     "index", "cycle", "attempts", "requests", "latency.samples", "warmup.iterations_completed", "warmup.max_prompts",
     "warmup_excluded_samples", "uncertainty.edge", "uncertainty.between_runs", "uncertainty.comparison",
     "uncertainty.absolute", "cross_check.ratio", "warmup.final_cv", "warmup.target_cv",
+    "uncertainty.tokens", "uncertainty.work", "uncertainty.between_runs_degrees_of_freedom", "uncertainty.baseline",
+    "uncertainty.gain_limit", "uncertainty.standard", "uncertainty.degrees_of_freedom",
+    "uncertainty.adjusted_comparison", "uncertainty.adjusted_absolute", "cross_check.allowance", "cross_check.excess",
+    "conditions.throttled_share", "conditions.power_cap_share", "conditions.clock_drift", "conditions.power_drift",
+    "conditions.interior_gap_ticks", "conditions.peak_above_limit", "occupancy.looks", "settle.power_drift",
 } | {
     f"phase_split.{name}" for name in (
         "prefill_share", "decode_share", "idle_share", "closure", "prefill_relative_error", "decode_relative_error",

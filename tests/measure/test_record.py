@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -23,11 +24,12 @@ from llenergymeasure.core.contracts import (
 )
 from llenergymeasure.core.energy_series import EnergySeries, Tick
 from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.observation import Observation
 
 A, B = "GPU-a", "GPU-b"
 START_S, LENGTH_S = 100.0, 20.0
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-See = Callable[..., record.Observation]
+See = Callable[..., Observation]
 
 
 def _energy(*joules: float | None, readings: tuple[Reading, ...] = (), **fields: Any) -> EnergyRecord:
@@ -51,8 +53,8 @@ def see(config: Callable[..., Any]) -> See:
         Generation(requests, ((1,) * 5, (2,) * 5), START_S + 10 * i, START_S + 10 * (i + 1)) for i in range(2)
     ]
 
-    def make(**changes: Any) -> record.Observation:
-        base = record.Observation(
+    def make(**changes: Any) -> Observation:
+        base = Observation(
             config=config(**changes.pop("fields", {})),
             experiment_id="id",
             provenance={},
@@ -152,7 +154,7 @@ def test_one_unknown_gpu_makes_the_total_unknown(see: See) -> None:
 def test_uncertainty_by_hand(see: See) -> None:
     """Edge 0.1 %, 1 % assumed between runs: comparison 1.96 x their hypotenuse, absolute with 0.95 x 10 %."""
     u = record.build(see()).uncertainty
-    comparison = 1.96 * (0.001**2 + 0.01**2) ** 0.5
+    comparison = NormalDist().inv_cdf(0.975) * (0.001**2 + 0.01**2) ** 0.5
     assert u.edge == pytest.approx(0.001)
     assert (u.between_runs, u.between_runs_source) == (0.01, "assumed")
     assert u.comparison == pytest.approx(comparison)

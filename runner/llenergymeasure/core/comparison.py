@@ -16,7 +16,7 @@ from pydantic import Field
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.statistics import CONFIDENCE_TAIL, student_t
 from llenergymeasure.core.two_way import TwoWayFit, fit_two_way
-from llenergymeasure.core.verdict import GAIN_LIMIT, T_975
+from llenergymeasure.core.uncertainty import GAIN_LIMIT
 
 ENERGY, SPEED, LATENCY = "energy_per_output_token_j", "tokens_per_second", "latency.p50_ms"
 LOWER_IS_BETTER: Mapping[str, bool] = {ENERGY: True, SPEED: False, LATENCY: True}
@@ -117,24 +117,27 @@ class LogMean:
     n: int
 
 
-def log_mean(figures: Sequence[float], one_run_half_width: float | None = None) -> LogMean | None:
+def log_mean(
+    figures: Sequence[float], one_run: float | None = None, *, degrees_of_freedom: float | None = None
+) -> LogMean | None:
     """Mean of positive figures as logarithms.
 
     Args:
         figures: Of repeated runs.
-        one_run_half_width: 95 % half-width, as a fraction, of a single run; with one figure it stands for what
-            repetition would have told.
+        one_run: Standard uncertainty, as a fraction, of a single run; with one figure it stands for what repetition
+            would have told.
+        degrees_of_freedom: Of that; None is infinite.
 
     Returns:
-        None if one figure has no such half-width, or there is none.
+        None if one figure has no such uncertainty, or there is none.
 
     """
     logs = [math.log(f) for f in figures]
     if len(logs) > 1:
         return LogMean(fmean(logs), variance(logs) / len(logs), len(logs) - 1, len(logs))
-    if not logs or one_run_half_width is None:
+    if not logs or one_run is None:
         return None
-    return LogMean(logs[0], (one_run_half_width / T_975) ** 2, math.inf, 1)
+    return LogMean(logs[0], one_run**2, math.inf if degrees_of_freedom is None else degrees_of_freedom, 1)
 
 
 def apart(a: LogMean, b: LogMean, *, claims: int = 1, gain_allowance: float = 0.0) -> Interval:

@@ -209,6 +209,20 @@ class DeviceEnergy:
 
 
 @dataclass(frozen=True)
+class SensorFacts:
+    """What a recording showed of one GPU's energy counter, and what the recording cost."""
+
+    period_s: float | None  # median distance of ticks
+    jitter_s: float | None  # standard deviation of a tick's moment, from these ticks
+    jitter_used_s: float  # the one in the uncertainty of the edges
+    jitter_source: Literal["self-test", "default"]
+    reading_width_s: float | None  # median time from the last old to the first new reading
+    call_s: float | None  # median wall time of a counter call
+    ticks: int
+    sampler_processor_share: float | None  # of one core, the whole recorder (all GPUs)
+
+
+@dataclass(frozen=True)
 class EnergyRecord:
     """All that an energy source recorded: device energy per window name, sensor readings, counter series."""
 
@@ -218,6 +232,7 @@ class EnergyRecord:
     samples: Mapping[str, tuple[PowerSample, ...]] = field(default_factory=dict)  # by GPU UUID
     occupants: tuple[Occupants, ...] = ()
     throttle: tuple[ThrottleCounters, ...] = ()
+    sensors: Mapping[str, SensorFacts] = field(default_factory=dict)  # by GPU UUID
     host_energy_j: float | None = None  # of the window "window"; never part of the device energy
     independent: bool = False  # the windows were not cut out of `series`, so these can check each other
     warnings: tuple[str, ...] = ()
@@ -256,6 +271,13 @@ class EnergyBackend(Protocol):
 
     def close_window(self, name: str, edges: Edges = "loaded") -> float:
         """Mark the end of a window, give its instant (s); `edges` says what surrounds it."""
+
+    def attend(self) -> None:
+        """An edge is near: record every tick, until some time after the window named `window` opens (again).
+
+        To be called about two seconds before the edge of a loaded window, and before anything that is judged tick by
+        tick; a quiet window needs it where its first guard begins. Windows of other names are recorded wholly.
+        """
 
     def guard_s(self) -> float:
         """How long the engine must wait on each side of a quiet window, s; 0 where nothing is cut at ticks."""

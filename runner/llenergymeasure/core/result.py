@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llenergymeasure.core.comparison import QuantityComparison
+from llenergymeasure.core.conditions import Conditions
+from llenergymeasure.core.cross_check import CrossCheck
+from llenergymeasure.core.occupancy import Occupancy
 from llenergymeasure.core.phase_split import PhaseSplit
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.rows import run_columns, single_values, study_rows, values_of
 from llenergymeasure.core.statistics import Statistic, percentile
 from llenergymeasure.core.tables import arrow_table, data_frame
-from llenergymeasure.core.verdict import Verdict
+from llenergymeasure.core.uncertainty import Uncertainty
+from llenergymeasure.core.verdict import Verdict, sum_problem
 
 SCHEMA_VERSION = "2.0"
 
@@ -63,27 +67,6 @@ class EnergyBreakdown(Record):
     baseline_settings: dict[str, str] | None = None
 
 
-class Uncertainty(Record):
-    """Relative uncertainties of joules per output token, as fractions; the last two are 95 % half-widths.
-
-    `comparison` holds between configurations on this GPU, `absolute` includes the uncalibrated gain of the sensor.
-    """
-
-    edge: float | None = None
-    between_runs: float | None = None
-    between_runs_source: str | None = None
-    comparison: float | None = None
-    absolute: float | None = None
-
-
-class CrossCheck(Record):
-    """A second reading of the same energy, as ratio to the first; same sensor, so blind to its gain."""
-
-    source: str
-    ratio: float | None = None
-    reason: str | None = None
-
-
 class FlopsResult(Record):
     """Floating point operations of the window: 2 x non-embedding parameters x tokens; attention comes on top."""
 
@@ -118,6 +101,19 @@ class SettleResult(Record):
     power_drift: float | None = None
     temperature_change_c: float | None = None
     reason: str = ""
+
+
+class Sensor(Record):
+    """What is known of one GPU's energy counter: its tick period and the jitter of its ticks, s; how edges were cut."""
+
+    period_s: float | None = None
+    jitter_s: float | None = None
+    ticks: int | None = None
+    edges: str | None = None
+    power_before_w: float | None = None
+    power_after_w: float | None = None
+    gain: float | None = None
+    offset_w: float | None = None
 
 
 class ThermalResult(Record):
@@ -187,10 +183,15 @@ class ExperimentResult(Record):
     tokens_per_second_per_watt: float | None = None
     mean_power_w: float | None = None
     host_energy_j: float | None = None
+    energy_uncalibrated_j: float | None = None
+    loaded_idle_power_w: float | None = None
     uncertainty: Uncertainty = Uncertainty()
     cross_check: CrossCheck | None = None
     phase_split: PhaseSplit | None = None
     verdict: Verdict
+    conditions: Conditions = Conditions()
+    occupancy: Occupancy = Occupancy()
+    sensors: dict[str, Sensor] | None = None
 
     duration_s: float
     tokens_per_second: float
@@ -218,6 +219,12 @@ class ExperimentResult(Record):
     end_time: datetime
     synthetic: bool = False
     random_weights: bool = False
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if problem := sum_problem(self.energy_per_device_j, self.energy_total_j):
+            raise ValueError(problem)
+        return self
 
     def to_parquet(self, path: Path) -> None:
         """Write the scalar quantities as one row, units in the column names and in the fields' metadata."""
