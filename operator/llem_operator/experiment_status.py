@@ -8,6 +8,7 @@ from llem_operator import names
 from llem_operator.attempts import Ended, container_start, image_id
 from llem_operator.conditions import Status, condition, merged
 from llem_operator.timestamps import text
+from llenergymeasure.core.termination import TerminationRecord
 
 WHOLE_NUMBERS = ("outputTokens", "requests")
 VERDICTS: dict[str, tuple[Status, str]] = {
@@ -138,8 +139,14 @@ def with_result(status: Mapping[str, Any], end: Ended, results: Mapping[str, Any
         "baselines": [_present({**b, "node": status.get("node")}) for b in baselines] or None,
     }
     validity, why = VERDICTS.get(str(record.verdict), ("Unknown", "VerdictUnmeasured"))
-    message = record.energy_null_reason or ", ".join(record.warnings) or f"verdict {record.verdict}"
-    return _present(found), ("MeasurementValid", validity, why, message)
+    return _present(found), ("MeasurementValid", validity, why, _judgement(record))
+
+
+def _judgement(record: TerminationRecord) -> str:
+    """The condition's message: the verdict with the codes of its reasons, why there is no energy, codes of warnings."""
+    verdict = f"verdict {record.verdict}" + (f": {', '.join(record.reasons)}" if record.reasons else "")
+    told = f"warnings: {', '.join(record.warnings)}" if record.warnings else None
+    return "; ".join(part for part in (verdict, record.energy_null_reason, told) if part)
 
 
 def _present(data: Mapping[str, Any]) -> dict[str, Any]:

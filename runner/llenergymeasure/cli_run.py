@@ -79,6 +79,9 @@ def run(
     export_parquet: Annotated[
         Path | None, typer.Option("--export-parquet", help="Likewise as Parquet, with types and units.")
     ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", help="JSON by GPU UUID: gain, offset_w, a of its power sensor.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 unless every verdict is valid.")] = False,
     assignments: SetOption = None,
     namespace: Annotated[
@@ -89,10 +92,14 @@ def run(
     verbose: VerboseOption = False,
 ) -> None:
     """Measure one experiment or a study on this machine, or, with --runner kubernetes, on a cluster."""
+    from llenergymeasure.calibration_file import use_calibration
+
     flags = {"model": model, "revision": revision, "dataset": dataset, "n": n, "precision": precision}
     changed = [*(v for v in flags.values() if v is not None), backend, batch_size, order, assignments]
     written = config is not None or resume is None or any(changed)
     document = _document(config, flags, backend, batch_size, cycles, order, assignments or []) if written else None
+    if calibration is not None:
+        use_calibration(calibration, on_cluster=runner == "kubernetes")
     if runner == "kubernetes" and document is not None:
         if resume is not None:
             raise ConfigError("--resume is for studies of this machine; a cluster goes on by itself, see llem resume")

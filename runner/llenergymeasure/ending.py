@@ -55,6 +55,7 @@ def stored_record(result: ExperimentResult, stored: Stored, *, adopted: bool = F
         gpu_uuids=tuple(g["uuid"][:64] for g in gpus if g.get("uuid")),
         driver=str(result.environment_snapshot.get("driver_version") or "")[:63] or None,
         baselines=_fresh_baselines(result),
+        reasons=tuple(r.code[:63] for r in result.verdict.reasons[:5]),
         warnings=tuple(text.partition(":")[0][:63] for text in result.measurement_warnings[:3]),
     )
 

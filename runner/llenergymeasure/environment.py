@@ -35,6 +35,7 @@ def snapshot(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
         "cpu_affinity_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "memory_total_mb": _memory_total_mb(),
+        "on_battery": on_battery(),
         "container": _container(environ),
         **cuda_version(),
         **_gpus(),
@@ -62,6 +63,23 @@ def _cpu_model() -> str | None:
 def _memory_total_mb() -> int | None:
     match = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo") or "", re.MULTILINE)
     return int(match.group(1)) // 1024 if match else None
+
+
+def on_battery(folder: Path = Path("/sys/class/power_supply")) -> bool | None:
+    """Whether this machine draws on its battery: one discharges and no mains supply is on; None without a battery.
+
+    Batteries of mice and keyboards (scope Device) are none of the machine's.
+    """
+    supplies = [_supply(place) for place in sorted(folder.glob("*"))]
+    batteries = [s for s in supplies if s.get("type") == "Battery" and s.get("scope") != "Device"]
+    if not batteries:
+        return None
+    mains = any(s.get("online") == "1" for s in supplies if s.get("type") != "Battery")
+    return not mains and any(s.get("status") == "Discharging" for s in batteries)
+
+
+def _supply(place: Path) -> dict[str, str | None]:
+    return {name: _read(str(place / name)) for name in ("type", "scope", "online", "status")}
 
 
 def _container(environ: Mapping[str, str]) -> str | None:
@@ -122,5 +140,6 @@ def _gpu(lib: Any, index: int, handle: Any) -> dict[str, Any]:
         "mem_clock_max_mhz": ask("nvmlDeviceGetMaxClockInfo", lib.NVML_CLOCK_MEM),
         "persistence_mode": ask("nvmlDeviceGetPersistenceMode", convert=bool),
         "ecc_enabled": ask("nvmlDeviceGetEccMode", convert=lambda m: bool(m[0])),
+        "ecc_pending": ask("nvmlDeviceGetEccMode", convert=lambda m: bool(m[1])),
         "mig_enabled": ask("nvmlDeviceGetMigMode", convert=lambda m: bool(m[0])),
     }

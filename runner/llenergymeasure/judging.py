@@ -1,6 +1,7 @@
 """Gathers what one experiment's verdict rests on, and what a reader must be told of its sensors and its window."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from llenergymeasure.core import verdict
@@ -14,6 +15,7 @@ from llenergymeasure.core.conditions import (
     Conditions,
     conditions,
 )
+from llenergymeasure.core.contracts import DeviceEnergy
 from llenergymeasure.core.cross_check import cross_check
 from llenergymeasure.core.occupancy import Span, occupancy
 from llenergymeasure.core.phase_split import PhaseSplit
@@ -99,21 +101,20 @@ def thermal(seen: Observation, found: Conditions) -> ThermalResult:
 
 def sensors(seen: Observation) -> dict[str, Sensor] | None:
     """What is known of the counter of each GPU of this run."""
-    found = {}
-    for device in seen.devices:
-        series = seen.energy.series.get(device.gpu_uuid) if seen.energy else None
-        board = seen.calibration.get(device.gpu_uuid)
-        found[device.gpu_uuid] = Sensor(
-            period_s=series.period_s if series else None,
-            jitter_s=series.jitter_s if series else None,
-            ticks=len(series.ticks) if series else None,
-            edges=device.edges,
-            power_before_w=device.power_before_w,
-            power_after_w=device.power_after_w,
-            gain=board.gain if board else None,
-            offset_w=board.offset_w if board else None,
-        )
-    return found or None
+    return {d.gpu_uuid: _sensor(seen, d) for d in seen.devices} or None
+
+
+def _sensor(seen: Observation, device: DeviceEnergy) -> Sensor:
+    facts = seen.energy.sensors.get(device.gpu_uuid) if seen.energy else None
+    board = seen.calibration.get(device.gpu_uuid)
+    return Sensor(
+        **(asdict(facts) if facts else {}),
+        edges=device.edges,
+        power_before_w=device.power_before_w,
+        power_after_w=device.power_after_w,
+        gain=board.gain if board else None,
+        offset_w=board.offset_w if board else None,
+    )
 
 
 def warnings(seen: Observation, evidence: Evidence, energy: Mapping[str, Any]) -> list[str]:

@@ -78,6 +78,7 @@ class TerminationRecord(_Part):
     gpu_uuids: tuple[Annotated[str, Field(max_length=64)], ...] = Field((), max_length=16, alias="gpuUUIDs")
     driver: str | None = Field(None, max_length=63)
     baselines: tuple[KnownBaseline, ...] = Field((), max_length=16)
+    reasons: tuple[Annotated[str, Field(max_length=63)], ...] = Field((), max_length=5)  # codes of the verdict's
     warnings: tuple[Annotated[str, Field(max_length=63)], ...] = Field((), max_length=3)  # codes of the first three
     failure: Failure | None = None
 
