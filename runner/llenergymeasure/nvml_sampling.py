@@ -1,32 +1,36 @@
-"""Records NVML's energy counter and sensors from a process of its own, and reads the recording.
+"""Which GPUs this process may use, whether their energy counters are its own, and the recording of them.
 
-The sampler must not share the engine's interpreter lock. The child sleeps until just before the counter's next
-predicted tick, polls until the value changes, and writes one JSON line per tick and per reading to a file; it ends
-when its standard input closes, so it cannot outlive its parent. All times are CLOCK_MONOTONIC.
+The recording itself is made by a process of its own (nvml_recorder.py); this is the side of the parent.
 """
 
 import contextlib
 import json
 import os
-import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import Any
 
-from llenergymeasure.core.contracts import Availability, Device, Reading
-from llenergymeasure.core.energy_series import EnergySeries, Tick
+from llenergymeasure.core.contracts import (
+    QUIET_LEAST_S,
+    QUIET_TICKS,
+    Availability,
+    Device,
+    EnergyRecord,
+    SensorFacts,
+)
+from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries
 from llenergymeasure.core.errors import MeasurementError
+from llenergymeasure.nvml_lines import Follower, Recorded, path_of
 
-POLL_S = 0.002  # between polls near a tick; one NVML call takes up to 4 ms itself (measurement.md §1)
-LEAD_S = 0.012  # how long before the predicted tick polling starts
-LEARN_TICKS = 6  # intervals looked at to predict the next tick
-TAIL_TICKS = 8  # ticks recorded behind the last edge before the sampler is stopped: a guard and one to spare
+RECORDER = "llenergymeasure.nvml_recorder"
+TIMED_TICKS, TIMING_S = 20, 2.0  # how long a run times the ticks before it goes on
+TAIL_TICKS = 8  # ticks recorded behind the last edge before the recorder is stopped: a guard and one to spare
 FIRST_TICK_TIMEOUT_S = 3.0
 
 
@@ -110,31 +114,34 @@ def _mig_enabled(lib: Any, handle: Any) -> bool:
 
 
 class NvmlSampler:
-    """The parent's side: starts the child, reads its file, stops it."""
+    """The parent's side: starts the recorder, gives it orders, follows its files, stops it."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files: dict[str, Follower] = {}
         self._last_edge_s = 0.0
 
     def start(self, devices: Sequence[Device], *, interval_s: float) -> None:
-        """Start recording and wait for every device's second tick; raises MeasurementError if none comes."""
+        """Start recording and time every device's ticks for two seconds; raises MeasurementError if none comes."""
         self._folder = tempfile.TemporaryDirectory(prefix="llem-sampler-")
+        folder = Path(self._folder.name)
+        self._files = {d.uuid: Follower(path_of(folder, d)) for d in devices}
         request = json.dumps({"devices": [asdict(d) for d in devices], "interval_s": interval_s})
-        command = [sys.executable, "-m", "llenergymeasure.nvml_sampling", str(self._recording), request]
+        command = [sys.executable, "-m", RECORDER, str(folder), request]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-        deadline_s = time.monotonic() + FIRST_TICK_TIMEOUT_S
-        while any(len(self.series(d.uuid).ticks) < 2 for d in devices):
-            if time.monotonic() > deadline_s:
+        started_s = time.monotonic()
+        while not self._timed(time.monotonic() - started_s):
+            if time.monotonic() - started_s > FIRST_TICK_TIMEOUT_S:
                 self.stop()
                 raise MeasurementError(f"the energy counter did not move within {FIRST_TICK_TIMEOUT_S:g} s")
             self._must_run()
             time.sleep(0.02)
 
-    @property
-    def _recording(self) -> Path:
-        assert self._folder is not None
-        return Path(self._folder.name) / "recording.jsonl"
+    def _timed(self, spent_s: float) -> bool:
+        """Whether every counter's beat is known: twenty ticks, or what came in two seconds."""
+        fewest = min((len(f.ticks()) for f in self._files.values()), default=TIMED_TICKS)
+        return fewest >= TIMED_TICKS or (spent_s >= TIMING_S and fewest >= 3)
 
     def _must_run(self) -> None:
         if self._child is None or self._child.poll() is not None:
@@ -148,50 +155,73 @@ class NvmlSampler:
         self._last_edge_s = time.monotonic()
         return self._last_edge_s
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        if not self._recording.exists():
-            return
-        with self._recording.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):  # the child may be in the middle of writing the last one
-                    yield json.loads(line)
+    def record_every_tick(self) -> None:
+        """An edge is near: look for every tick until `record_some_ticks`; this is how a recording begins."""
+        self._order("dense")
+
+    def record_some_ticks(self) -> None:
+        """A long window has begun: after a few more ticks one in a second is enough."""
+        self._order("sparse")
+
+    def _order(self, word: str) -> None:
+        self._must_run()
+        assert self._child is not None
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has just ended: the next mark says why
+            self._child.stdin.write(f"{word}\n".encode())
+            self._child.stdin.flush()
 
     def series(self, uuid: str) -> EnergySeries:
-        """All ticks of a device so far."""
-        ticks = (Tick(x["before_s"], x["after_s"], x["mj"] / 1e3) for x in self._lines() if x.get("tick") == uuid)
-        return EnergySeries(tuple(ticks))
+        """The newest ticks of a device, ten minutes of them at most; all of them come with `finish`."""
+        return EnergySeries(self._files[uuid].ticks())
 
-    def readings(self) -> tuple[Reading, ...]:
-        """All sensor readings so far."""
-        return tuple(Reading(**x["reading"]) for x in self._lines() if "reading" in x)
+    def guard_s(self) -> float:
+        """How long a quiet window's guard must last for the slowest of the counters, s."""
+        periods = [self.series(u).period_s or 0.0 for u in self._files]
+        return max(QUIET_LEAST_S, QUIET_TICKS * max(periods, default=0.0))
 
     def wait_for_tail(self, uuids: Sequence[str]) -> None:
-        """Wait until the ticks behind the last edge are recorded, at most a second per device."""
-        deadline_s = time.monotonic() + 1.0 * max(1, len(uuids))
+        """Wait until the ticks behind the last edge are recorded, for at most twice as long as they need."""
+        deadline_s = time.monotonic() + 2.0 * max(1.0, self.guard_s())
         while time.monotonic() < deadline_s:
             self._must_run()
-            behind = [sum(t.t_s > self._last_edge_s for t in self.series(u).ticks) for u in uuids]
+            behind = [sum(t.t_s > self._last_edge_s for t in self.series(u).ticks[-60:]) for u in uuids]
             if all(n >= TAIL_TICKS for n in behind):
                 return
             time.sleep(0.05)
 
     def mean_power_w(self, uuids: Sequence[str], start_s: float, end_s: float) -> float | None:
         """Sum over devices of counter differences per second; None while ticks are missing."""
-        parts = [self.series(u).between(start_s, end_s).value for u in uuids]
-        return None if None in parts else sum(p for p in parts if p is not None) / (end_s - start_s)
+        parts = [self.series(u).mean_power_w(start_s, end_s) for u in uuids]
+        return None if None in parts else sum(p for p in parts if p is not None)
 
-    def finish(self, uuids: Sequence[str]) -> tuple[dict[str, EnergySeries], tuple[Reading, ...]]:
-        """Wait for the ticks behind the last edge, end the child, give series and readings, delete the recording."""
+    def finish(self, jitter_s: Mapping[str, float]) -> EnergyRecord:
+        """Wait for the ticks behind the last edge, end the recorder, give all but windows, delete the recording.
+
+        Args:
+            jitter_s: Standard deviation of the ticks' moments by UUID, where a self-test found it; else the default.
+
+        """
         try:
-            self.wait_for_tail(uuids)
+            self.wait_for_tail(list(self._files))
             self.stop()
-            return {u: self.series(u) for u in uuids}, self.readings()
+            recorded = {u: f.everything() for u, f in self._files.items()}
         finally:
             self.stop()
             self.discard()
+        series = {u: EnergySeries(tuple(r.ticks), jitter_s.get(u, DEFAULT_JITTER_S)) for u, r in recorded.items()}
+        return EnergyRecord(
+            windows={},
+            readings=tuple(sorted((x for r in recorded.values() for x in r.readings), key=lambda x: x.t_s)),
+            series=series,
+            samples={u: tuple(r.samples) for u, r in recorded.items()},
+            occupants=tuple(x for r in recorded.values() for x in r.occupants),
+            throttle=tuple(x for r in recorded.values() for x in r.throttle),
+            sensors={u: _facts(series[u], r, measured=u in jitter_s) for u, r in recorded.items()},
+        )
 
     def stop(self) -> None:
-        """End the child; the recording stays readable until `discard`."""
+        """End the recorder; its files stay readable until `discard`."""
         if self._child is not None and self._child.poll() is None:
             assert self._child.stdin is not None
             self._child.stdin.close()
@@ -207,85 +237,17 @@ class NvmlSampler:
             self._folder.cleanup()
 
 
-class _Predictor:
-    """Guesses when a device's counter ticks next, from its last intervals."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def saw(self, t_s: float) -> None:
-        self.times = [*self.times[-LEARN_TICKS:], t_s]
-
-    def sleep_until_s(self) -> float:
-        if len(self.times) <= LEARN_TICKS:
-            return 0.0  # still learning: poll all the time
-        period = median(b - a for a, b in zip(self.times, self.times[1:], strict=False))
-        return self.times[-1] + period - LEAD_S
-
-
-def _record(path: Path, devices: Sequence[Device], interval_s: float) -> None:
-    """The child's loop: ticks as they come, readings every `interval_s`, until standard input closes."""
-    with nvml() as lib, path.open("w", encoding="utf-8", buffering=1) as out:
-        handles = {d.uuid: lib.nvmlDeviceGetHandleByUUID(d.uuid) for d in devices}
-        last = {u: (time.monotonic(), lib.nvmlDeviceGetTotalEnergyConsumption(h)) for u, h in handles.items()}
-        predictors = {u: _Predictor() for u in handles}
-        next_reading_s = time.monotonic()
-        while not select.select([sys.stdin], [], [], 0)[0]:
-            now_s = time.monotonic()
-            if now_s >= next_reading_s:
-                for device in devices:
-                    _write(out, reading=asdict(_read(lib, handles[device.uuid], device)))
-                next_reading_s = max(next_reading_s + interval_s, time.monotonic())
-            for uuid, handle in handles.items():
-                if now_s >= predictors[uuid].sleep_until_s():
-                    last[uuid] = _poll(lib, handle, uuid, last[uuid], predictors[uuid], out)
-            wake_s = min(next_reading_s, *(p.sleep_until_s() for p in predictors.values()))
-            time.sleep(min(0.05, max(POLL_S, wake_s - time.monotonic())))
-
-
-def _poll(
-    lib: Any, handle: Any, uuid: str, last: tuple[float, int], predictor: _Predictor, out: IO[str]
-) -> tuple[float, int]:
-    asked_s = time.monotonic()
-    value = lib.nvmlDeviceGetTotalEnergyConsumption(handle)
-    seen_s = (asked_s + time.monotonic()) / 2
-    if value != last[1]:
-        _write(out, tick=uuid, before_s=last[0], after_s=seen_s, mj=value)
-        predictor.saw(seen_s)
-    return seen_s, value
-
-
-def _write(out: IO[str], **fields: Any) -> None:
-    out.write(json.dumps(fields) + "\n")
-
-
-def _read(lib: Any, handle: Any, device: Device) -> Reading:
-    """One reading; a sensor that a card lacks gives None."""
-
-    def ask(question: Any, *more: Any) -> Any:
-        try:
-            return question(handle, *more)
-        except lib.NVMLError:
-            return None
-
-    power_mw = ask(lib.nvmlDeviceGetPowerUsage)
-    memory = ask(lib.nvmlDeviceGetMemoryInfo)
-    utilisation = ask(lib.nvmlDeviceGetUtilizationRates)
-    return Reading(
-        t_s=time.monotonic(),
-        gpu_uuid=device.uuid,
-        gpu_index=device.index,
-        power_w=None if power_mw is None else power_mw / 1e3,
-        temperature_c=ask(lib.nvmlDeviceGetTemperature, lib.NVML_TEMPERATURE_GPU),
-        memory_used_mb=None if memory is None else memory.used / 2**20,
-        memory_total_mb=None if memory is None else memory.total / 2**20,
-        sm_utilisation_pct=None if utilisation is None else utilisation.gpu,
-        sm_clock_mhz=ask(lib.nvmlDeviceGetClockInfo, lib.NVML_CLOCK_SM),
-        mem_clock_mhz=ask(lib.nvmlDeviceGetClockInfo, lib.NVML_CLOCK_MEM),
-        throttle_reasons=ask(lib.nvmlDeviceGetCurrentClocksEventReasons),
+def _facts(series: EnergySeries, recorded: Recorded, *, measured: bool) -> SensorFacts:
+    """What one recording shows of its counter and of its own cost."""
+    looks = recorded.processor or [(0.0, 0.0)]
+    spent_s, used_s = (last - first for first, last in zip(looks[0], looks[-1], strict=True))
+    return SensorFacts(
+        period_s=series.period_s,
+        jitter_s=series.measured_jitter_s,
+        jitter_used_s=series.jitter_s,
+        jitter_source="self-test" if measured else "default",
+        reading_width_s=median(t.after_s - t.before_s for t in series.ticks) if series.ticks else None,
+        call_s=median(recorded.calls_s) if recorded.calls_s else None,
+        ticks=len(series.ticks),
+        sampler_processor_share=used_s / spent_s if spent_s > 0 else None,
     )
-
-
-if __name__ == "__main__":
-    _request = json.loads(sys.argv[2])
-    _record(Path(sys.argv[1]), [Device(**d) for d in _request["devices"]], _request["interval_s"])

@@ -124,7 +124,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(folder, monkeypatch)
 
 
-def children(pid: int, *, running: Sequence[str] = ("llenergymeasure.nvml_sampling",)) -> list[int]:
+def children(pid: int, *, running: Sequence[str] = ("llenergymeasure.nvml_recorder",)) -> list[int]:
     """Process ids of a process' children whose command line names one of the modules."""
     found = []
     for folder in Path("/proc").iterdir():

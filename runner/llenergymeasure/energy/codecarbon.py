@@ -84,6 +84,9 @@ class Source:
             )
         return tuple(DeviceEnergy(d.uuid, None, reason=reason) for d in self._devices)
 
+    def attend(self) -> None:
+        """Nothing: it has a pace of its own."""
+
     def guard_s(self) -> float:
         """None: it cuts at its own samples, a second apart."""
         return 0.0

@@ -1,13 +1,12 @@
 """NVIDIA's own energy counter: differences of the recorded tick series."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import BaseModel
 
 from llenergymeasure.core.contracts import (
-    QUIET_LEAST_S,
-    QUIET_TICKS,
     Availability,
     Device,
     Edges,
@@ -19,6 +18,7 @@ from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, vis
 
 NAME = "nvml"
 AUTO_RANK = 2
+MAIN_WINDOW = "window"
 
 
 class Source:
@@ -48,8 +48,10 @@ class Source:
         self._sampler.start(self._devices, interval_s=interval_s)
 
     def open_window(self, name: str) -> float:
-        """Mark the start of a window."""
+        """Mark the start of a window; inside the main one not every tick is needed."""
         self._open[name] = self._sampler.mark()
+        if name == MAIN_WINDOW:
+            self._sampler.record_some_ticks()
         return self._open[name]
 
     def close_window(self, name: str, edges: Edges = "loaded") -> float:
@@ -57,12 +59,16 @@ class Source:
         if name not in self._open:
             raise MeasurementError(f"energy window {name!r} was never opened")
         self._spans[name] = (self._open.pop(name), self._sampler.mark(), edges)
+        self._sampler.record_every_tick()
         return self._spans[name][1]
 
+    def attend(self) -> None:
+        """Record every tick from now on."""
+        self._sampler.record_every_tick()
+
     def guard_s(self) -> float:
-        """A second, or eight ticks of the slowest counter."""
-        periods = [self._sampler.series(d.uuid).period_s or 0.0 for d in self._devices]
-        return max(QUIET_LEAST_S, QUIET_TICKS * max(periods, default=0.0))
+        """A second, or as many ticks of the slowest counter as quiet edges need."""
+        return self._sampler.guard_s()
 
     def mean_power_w(self, start_s: float, end_s: float) -> float | None:
         """Sum over devices of counter differences in the interval; None while ticks are missing."""
@@ -70,7 +76,9 @@ class Source:
 
     def stop(self) -> EnergyRecord:
         """Wait for the ticks behind the last edge, stop the sampler, cut the windows out of the series."""
-        uuids = [d.uuid for d in self._devices]
-        series, readings = self._sampler.finish(uuids)
-        windows = {n: tuple(device_energy(u, series[u], *span) for u in uuids) for n, span in self._spans.items()}
-        return EnergyRecord(windows=windows, readings=readings, series=series)
+        found = self._sampler.finish({})
+        windows = {
+            name: tuple(device_energy(d.uuid, found.series[d.uuid], *span) for d in self._devices)
+            for name, span in self._spans.items()
+        }
+        return replace(found, windows=windows)

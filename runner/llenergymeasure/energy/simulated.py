@@ -70,6 +70,9 @@ class Source:
             self._idle.append(span)
         return span[1]
 
+    def attend(self) -> None:
+        """Nothing: its ticks are all known."""
+
     def guard_s(self) -> float:
         """None: the script's ticks around a window are known without waiting for them."""
         return 0.0

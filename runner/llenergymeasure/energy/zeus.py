@@ -8,29 +8,22 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from llenergymeasure.core.contracts import (
-    QUIET_LEAST_S,
-    QUIET_TICKS,
-    Availability,
-    Device,
-    DeviceEnergy,
-    Edges,
-    EnergyRecord,
-)
+from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, Edges, EnergyRecord
+from llenergymeasure.core.energy_series import EnergySeries
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, visible_devices
 
 NAME = "zeus"
 AUTO_RANK = 1
-TICK_S = 0.1  # counter period of current data-centre GPUs; Zeus does not interpolate (measurement.md §1, §2)
-
-
+USUAL_TICK_S = 0.1  # of current data-centre GPUs, should our series not know it (measurement.md §1)
+MAIN_WINDOW = "window"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -47,6 +40,17 @@ def _by_nvml_index(devices: Sequence[Device]) -> Iterator[None]:
         os.environ |= {VISIBLE: before} if before is not None else {}
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """One window as Zeus saw it: joules by GPU UUID, its length and our own marks around it, s."""
+
+    joules: Mapping[str, float | None]
+    time_s: float
+    start_s: float
+    end_s: float
+    edges: Edges
+
+
 class Source:
     """Zeus' windows over this run's GPUs."""
 
@@ -58,7 +62,8 @@ class Source:
         self._monitor: Any = None
         self._sampler: NvmlSampler | None = None
         self._devices: tuple[Device, ...] = ()
-        self._windows: dict[str, tuple[DeviceEnergy, ...]] = {}
+        self._open: dict[str, float] = {}
+        self._measured: dict[str, _Measured] = {}
         self._host_j: float | None = None
 
     def availability(self) -> Availability:
@@ -86,37 +91,36 @@ class Source:
             self._sampler.start(self._devices, interval_s=interval_s)
 
     def open_window(self, name: str) -> float:
-        """Begin a Zeus window."""
+        """Begin a Zeus window; our own series beside it need not see every tick of the main one."""
         self._monitor.begin_window(name, sync_execution=False)
-        return self._sampler.mark() if self._sampler else time.monotonic()
+        self._open[name] = self._sampler.mark() if self._sampler else time.monotonic()
+        if self._sampler and name == MAIN_WINDOW:
+            self._sampler.record_some_ticks()
+        return self._open[name]
 
     def close_window(self, name: str, edges: Edges = "loaded") -> float:
         """End it and keep its joules per device."""
-        del edges
         end_s = self._sampler.mark() if self._sampler else time.monotonic()  # before Zeus reads: that is not work
         try:
             measured = self._monitor.end_window(name, sync_execution=False)
         except ValueError as err:
             raise MeasurementError(f"zeus window {name!r}: {err}") from err
-        spread = TICK_S / (measured.time * math.sqrt(6))
-        found = [self._device(d, measured.gpu_energy.get(i), spread) for i, d in enumerate(self._devices)]
-        self._windows[name] = tuple(found)
-        if name == "window":
+        self.attend()
+        by_uuid = {d.uuid: measured.gpu_energy.get(i) for i, d in enumerate(self._devices)}
+        self._measured[name] = _Measured(by_uuid, measured.time, self._open.pop(name), end_s, edges)
+        if name == MAIN_WINDOW:
             parts = [*(measured.cpu_energy or {}).values(), *(measured.dram_energy or {}).values()]
             self._host_j = sum(parts) if parts else None
         return end_s
 
-    def _device(self, device: Device, joules: float | None, spread: float) -> DeviceEnergy:
-        if joules is None:
-            return DeviceEnergy(device.uuid, None, reason=f"zeus gave no energy for GPU {device.index}")
-        return DeviceEnergy(device.uuid, float(joules), spread * float(joules))
+    def attend(self) -> None:
+        """Record every tick from now on."""
+        if self._sampler:
+            self._sampler.record_every_tick()
 
     def guard_s(self) -> float:
         """A second, or eight ticks of the slowest counter, as our own series needs them; 0 without a GPU."""
-        if self._sampler is None:
-            return 0.0
-        periods = [self._sampler.series(d.uuid).period_s or 0.0 for d in self._devices]
-        return max(QUIET_LEAST_S, QUIET_TICKS * max(periods, default=0.0))
+        return self._sampler.guard_s() if self._sampler else 0.0
 
     def mean_power_w(self, start_s: float, end_s: float) -> float | None:
         """From our own series; None without a GPU."""
@@ -125,11 +129,28 @@ class Source:
         return self._sampler.mean_power_w([d.uuid for d in self._devices], start_s, end_s)
 
     def stop(self) -> EnergyRecord:
-        """Give Zeus' windows and our series."""
+        """Give Zeus' windows, with what our series knows of the waiting around them, and our series."""
         if self._sampler is None:
-            return EnergyRecord(windows=self._windows, host_energy_j=self._host_j)
-        uuids = [d.uuid for d in self._devices]
-        series, readings = self._sampler.finish(uuids)
-        return EnergyRecord(
-            windows=self._windows, readings=readings, series=series, host_energy_j=self._host_j, independent=True
-        )
+            return EnergyRecord(windows=dict.fromkeys(self._measured, ()), host_energy_j=self._host_j)
+        found = self._sampler.finish({})
+        windows = {
+            name: tuple(_device(d, measured, found.series[d.uuid]) for d in self._devices)
+            for name, measured in self._measured.items()
+        }
+        return replace(found, windows=windows, host_energy_j=self._host_j, independent=True)
+
+
+def _device(device: Device, measured: _Measured, series: EnergySeries) -> DeviceEnergy:
+    """Zeus' joules; it does not interpolate, so u_edge = tau / (T sqrt 6) with the period that our series found."""
+    joules = measured.joules[device.uuid]
+    if joules is None:
+        return DeviceEnergy(device.uuid, None, reason=f"zeus gave no energy for GPU {device.index}")
+    share = (series.period_s or USUAL_TICK_S) / (measured.time_s * math.sqrt(6))
+    ours = series.between(measured.start_s, measured.end_s, measured.edges)
+    return DeviceEnergy(
+        device.uuid,
+        joules,
+        share * joules,
+        power_before_w=ours.power_before_w,
+        power_after_w=ours.power_after_w,
+    )
