@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from llenergymeasure import phase_split
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.result import ExperimentResult
@@ -183,3 +184,34 @@ def test_the_built_in_model_is_measured_end_to_end(shared_model_cache: Path, mac
     assert result.texts is not None
     assert all(t.output for t in result.texts)
     assert result.effective_config["dataset"] == "builtin"
+
+
+def test_phases_of_a_real_engine_are_probed_after_the_window(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefill alone, decode alone, a longer context: spans in order, tokens by hand, and none of it in the window."""
+    seen: list[phase_split.Probes] = []
+    monkeypatch.setattr(phase_split, "PROBE_S", 0.2)
+    monkeypatch.setattr(phase_split, "WARM_S", 0.0)
+    judge = phase_split.judge
+    monkeypatch.setattr(phase_split, "judge", lambda probes, *rest: (seen.append(probes), judge(probes, *rest))[1])
+    result = tiny(
+        dataset={"synthetic": {"input_len": 40, "output_len": 8}},
+        pytorch={"batch_size": 3},
+        energy={"backend": "simulated"},
+        baseline={"enabled": False},
+        measurement={"min_duration_seconds": 0, "phase_split": True},
+    ).result
+    (probes,) = seen
+    tokens = {s.name: {(span.phase, span.tokens) for span in s.spans} for s in probes.segments}
+    assert tokens == {
+        "prefill": {("prefill", 3 * 40)},
+        "decode": {("decode", 0), ("decode", 3 * 15)},
+        "context": {("prefill", 3 * 40), ("decode_long", 3 * 3)},
+    }
+    for segment in probes.segments:
+        edges = [t for span in segment.spans for t in (span.start_s, span.end_s)]
+        assert edges == sorted(edges)
+        assert segment.start_s <= edges[0]
+        assert edges[-1] <= segment.end_s
+    assert (result.requests, result.output_tokens) == (3, 24)
+    assert result.phases["window"].end_s <= result.phases["probes"].start_s
+    assert result.phase_split is not None
