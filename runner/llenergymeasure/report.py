@@ -106,6 +106,7 @@ def single(result: ExperimentResult) -> str:
         ("total energy (J)", number(result.energy_total_j)),
         ("baseline (W)", number(result.baseline_power_w)),
         ("adjusted energy (J)", number(result.energy_adjusted_j)),
+        *_by_phase(result),
         (
             "window (s)",
             f"{result.duration_s:.2f}, {result.requests} requests, {result.output_tokens} output tokens",
@@ -116,6 +117,21 @@ def single(result: ExperimentResult) -> str:
     width = max(len(k) for k, _ in lines)
     text = [f"{k.ljust(width)}  {v}" for k, v in lines]
     return "\n".join([*text, *_why_not([result]), *notes([result])])
+
+
+def _by_phase(result: ExperimentResult) -> list[tuple[str, str]]:
+    """The split by phases, where it was asked for and could be told; a warning says why not."""
+    split = result.phase_split
+    if split is None or split.energy_per_prefill_token_j is None:
+        return []
+    shares = (("waiting", split.idle_share), ("prefill", split.prefill_share), ("decode", split.decode_share))
+    where = f"at {split.concurrency} in a batch and a context of {split.decode_context or 0:.0f} tokens"
+    parts = ", ".join(f"{name} {100 * (share or 0):.0f} %" for name, share in shares)
+    return [
+        ("J/prefilled token", f"{number(split.energy_per_prefill_token_j)}  (above loaded idle)"),
+        ("J/decoded token", f"{number(split.energy_per_decode_token_j)}  (likewise, {where})"),
+        ("energy by phase", f"{parts}; predicts the window within {100 * abs(split.closure or 0):.1f} %"),
+    ]
 
 
 def _short(revision: str) -> str:

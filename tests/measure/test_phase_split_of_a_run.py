@@ -21,8 +21,10 @@ from llenergymeasure.core.contracts import (
     Window,
 )
 from llenergymeasure.core.energy_series import EnergySeries, Tick
+from llenergymeasure.core.phase_split import PhaseSplit
 from llenergymeasure.measure import Measured
 from llenergymeasure.phases import Phases, silent
+from llenergymeasure.report import single
 from llenergymeasure.run_energy import RunEnergy
 from llenergymeasure.user_config import cache_dir
 
@@ -245,3 +247,24 @@ def test_a_run_says_why_it_has_no_split(run: Callable[..., Measured]) -> None:
     plain = run().result
     assert plain.phase_split is None
     assert "probes" not in plain.phases
+
+
+def test_the_summary_shows_the_split_where_there_is_one(run: Callable[..., Measured]) -> None:
+    """Joules of both phases with what they hold for, the shares and the closure; nothing where it is unknown."""
+    result = run().result
+    known = PhaseSplit(
+        energy_per_prefill_token_j=0.0123,
+        energy_per_decode_token_j=0.456,
+        idle_share=0.2,
+        prefill_share=0.3,
+        decode_share=0.5,
+        closure=-0.012,
+        concurrency=4,
+        decode_context=215.0,
+    )
+    told = single(result.model_copy(update={"phase_split": known}))
+    assert "J/prefilled token       0.0123  (above loaded idle)" in told
+    assert "0.456  (likewise, at 4 in a batch and a context of 215 tokens)" in told
+    assert "waiting 20 %, prefill 30 %, decode 50 %; predicts the window within 1.2 %" in told
+    unknown = PhaseSplit(reason="phase_split_unidentified: why")
+    assert single(result.model_copy(update={"phase_split": unknown})) == single(result)
