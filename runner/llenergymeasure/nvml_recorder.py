@@ -28,7 +28,7 @@ from llenergymeasure.nvml_sampling import nvml
 from llenergymeasure.nvml_sensors import Sensors
 
 POLL_S = 0.001  # least distance of polls; one call usually takes longer itself
-LEAD_S = 0.006  # how long before the expected tick polling starts; ticks scatter by 2 ms under load on an H100
+LEAD_S = 0.010  # how long before the expected tick polling starts: ticks scatter by 2 ms (H100), a call takes 3 ms
 LEARN_TICKS = 6  # intervals looked at before a tick is expected anywhere
 LOST_TICKS = 3  # so many ticks in a row that were read late, and the beat is learnt anew
 FOLLOW = 0.3  # share of a tick's surprise by which the beat is moved
