@@ -278,6 +278,7 @@ def _run_single(target: "ExperimentConfig | StudyConfig | None", user: "UserConf
     from llenergymeasure.core.config import ExperimentConfig
     from llenergymeasure.core.plan import Run, describe
     from llenergymeasure.core.sweep import study_of_one
+    from llenergymeasure.expected import expected, sentence
     from llenergymeasure.measure import measure
     from llenergymeasure.object_store import Access, open_place
     from llenergymeasure.progress import Progress
@@ -289,6 +290,7 @@ def _run_single(target: "ExperimentConfig | StudyConfig | None", user: "UserConf
     preflight.check_writable(how.folder)
     progress = Progress(1, quiet=how.quiet, verbose=how.verbose)
     progress.run_started(Run(0, 1, 0, ""), describe(target), 1)
+    progress.note(sentence(expected(target, user)))
     gpus = locks.gpu_names([target], energy_backend=user.measurement.energy_backend)
     with locks.hold(gpus, study="experiment"), _drawn(progress):
         measured = measure(target, user, emit=progress.event)
@@ -343,7 +345,10 @@ def _run_study(target: "ExperimentConfig | StudyConfig | None", user: "UserConfi
     from llenergymeasure import report, study_folder
     from llenergymeasure import study as studies
     from llenergymeasure.core.config import StudyConfig
+    from llenergymeasure.core.plan import make_plan
     from llenergymeasure.core.sweep import study_of_one
+    from llenergymeasure.expected import expected, sentence
+    from llenergymeasure.plan_view import duration_line
     from llenergymeasure.progress import Progress
 
     assert how.folder is not None
@@ -355,6 +360,9 @@ def _run_study(target: "ExperimentConfig | StudyConfig | None", user: "UserConfi
     studies.check_runners(shown, user, how.runner)
     progress = Progress(quiet=how.quiet, verbose=how.verbose)
     with _drawn(progress):
+        progress.note(f"each run: {sentence(expected(shown.experiments[0], user))}")
+        if again is None:
+            progress.note(duration_line(shown, user, make_plan(shown), gaps=how.gaps))
         if again is not None:
             done = studies.resume(again, user, study=wanted, n_cycles=how.cycles, observer=progress, gaps=how.gaps)
         else:

@@ -39,6 +39,7 @@ from llenergymeasure.core.result import ExperimentResult, WarmupResult
 from llenergymeasure.core.uncertainty import Spread
 from llenergymeasure.gpu_settings import thermometer
 from llenergymeasure.observation import Observation
+from llenergymeasure.own_processes import own_pids
 from llenergymeasure.phases import Emit, Phases, silent
 from llenergymeasure.user_config import UserConfig, cache_dir
 
@@ -77,13 +78,22 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = silent) 
             engine = registry.engine(config.backend)
             chosen = preflight.choose_source(config, user)
             energy = run_energy.RunEnergy(chosen.source, chosen.reason, run_energy.own_devices(config, chosen.source))
-            warnings = [w for w in (preflight.memory_warning(config, user),) if w]
+            warnings = _warnings_before(config, user, energy)
+            for text in warnings:
+                emit({"event": "warning", "message": text})
         return _measure(config, user, engine, energy, phases, _Start(started, warnings, calibration))
     finally:
         if energy is not None and energy.source is not None and energy.record is None:
             _quietly(energy.source.stop)
         if engine is not None:
             engine.close()
+
+
+def _warnings_before(config: ExperimentConfig, user: UserConfig, energy: run_energy.RunEnergy) -> list[str]:
+    """What a user should know before minutes are spent on it."""
+    memory = preflight.memory_warning(config, user)
+    strangers = preflight.occupied(energy.devices, own_pids()) if energy.on_gpu else []
+    return [*strangers, *([memory] if memory else [])]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from llenergymeasure import preflight
 from llenergymeasure.core.config import StudyConfig
 from llenergymeasure.core.identity import canonical
 from llenergymeasure.core.plan import Plan, describe_all, make_plan
+from llenergymeasure.expected import all_runs_s, expected
 from llenergymeasure.report import grid
 from llenergymeasure.study import planned_gaps_s
 from llenergymeasure.user_config import UserConfig
@@ -17,7 +18,7 @@ def plan_text(study: StudyConfig, user: UserConfig, *, with_runs: bool) -> str:
     """The grid of experiments with hash and memory estimate, the expected duration, and the runs in order if asked."""
     plan = make_plan(study)
     summaries = describe_all(study.experiments)
-    parts = [_head(study, plan), "", _experiments(study, user, plan, summaries), "", _duration(study, user, plan)]
+    parts = [_head(study, plan), "", _experiments(study, user, plan, summaries), "", duration_line(study, user, plan)]
     if with_runs:
         rows = [[str(i), str(r.index), str(r.cycle), summaries[r.position]] for i, r in enumerate(plan.runs, 1)]
         parts += ["", "order of runs:", grid(["run", "index", "cycle", "configuration"], rows, left=4)]
@@ -40,13 +41,15 @@ def _experiments(study: StudyConfig, user: UserConfig, plan: Plan, summaries: li
     return grid(["#", "configuration", "hash", "memory (MB)"], rows, left=3)
 
 
-def _duration(study: StudyConfig, user: UserConfig, plan: Plan) -> str:
-    gap_s = sum(planned_gaps_s(study, plan.runs, user))
-    each_s = [preflight.least_seconds(e, user) for e in study.experiments]
-    least_s = gap_s + sum(each_s[r.position] for r in plan.runs)
+def duration_line(study: StudyConfig, user: UserConfig, plan: Plan, *, gaps: bool = True) -> str:
+    """How long the study takes at least, as far as that is known beforehand."""
+    gap_s = sum(planned_gaps_s(study, plan.runs, user)) if gaps else 0.0
+    each = [expected(e, user) for e in study.experiments]
+    least_s = gap_s + all_runs_s([each[r.position] for r in plan.runs])
     if not least_s:
         return "expected duration: one pass over the prompts per run, known after the first batch"
-    return f"expected duration: at least {duration_text(least_s)} plus loading, of which pauses {duration_text(gap_s)}"
+    pauses = f", of which pauses {duration_text(gap_s)}" if gap_s else ""
+    return f"expected duration: at least {duration_text(least_s)} plus loading{pauses}"
 
 
 def plan_json(study: StudyConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from llenergymeasure import datasets, flops, models
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig
-from llenergymeasure.core.contracts import EnergyBackend
+from llenergymeasure.core.contracts import Device, EnergyBackend
 from llenergymeasure.core.errors import (
     BackendMissingError,
     ConfigError,
@@ -196,17 +196,19 @@ def estimate_memory(config: ExperimentConfig, user: UserConfig) -> flops.MemoryE
     return flops.estimate_memory(config, model_config, batch_key=registry.batch_size_key(config.backend))
 
 
-def least_seconds(config: ExperimentConfig, user: UserConfig) -> float:
-    """Time that one run takes at least beside loading: baseline, settling and window, where there is a sensor."""
-    try:
-        source = choose_source(config, user).source
-    except PreFlightError:
-        source = None
-    wanted = config.measurement.min_duration_seconds
-    if source is None:
-        return wanted or 0.0
-    baseline_s = config.baseline.duration_seconds if config.baseline.enabled else 0.0
-    settle_s = (
-        min(20.0, config.warmup.thermal_floor_seconds) if config.warmup.enabled and source.KIND != "simulated" else 0.0
-    )
-    return baseline_s + settle_s + (60.0 if wanted is None else wanted)
+def occupied(devices: Iterable[Device], own: frozenset[int]) -> list[str]:
+    """A sentence per GPU on which processes other than `own` compute already: the verdict will say what it meant."""
+    found = []
+    with nvml() as lib:
+        for device in devices:
+            try:
+                running = lib.nvmlDeviceGetComputeRunningProcesses(lib.nvmlDeviceGetHandleByUUID(device.uuid))
+            except lib.NVMLError:
+                continue  # a driver that does not list processes
+            pids = sorted({p.pid for p in running} - own)
+            if pids:
+                who = f"process {', '.join(map(str, pids))}"
+                found.append(
+                    f"gpu_occupied: {who} computes on {device.uuid} before this run does; end it and run again"
+                )
+    return found

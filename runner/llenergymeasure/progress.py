@@ -54,6 +54,8 @@ class Progress(Observer):
         self._bar.refresh()
         if event.get("event") == "expected":
             self._say_expected(float(event["seconds"]), event.get("n20_seconds"))
+        elif event.get("event") == "warning":
+            self.note(str(event.get("message")))
         elif self._verbose:
             self._say(f"  {event.get('t_s', 0):8.2f} s  {event.get('phase')} {event.get('done')}/{event.get('total')}")
 

@@ -56,7 +56,7 @@ def test_summary_goes_to_stdout_and_progress_to_stderr(single: Finished, study: 
     assert "verdict" in single.ended.out
     assert "tokens/s  relative" in study.ended.out
     assert "2 of 4 runs completed, 2 failed, 1 combinations skipped" in study.ended.out
-    assert single.ended.err == ""
+    assert single.ended.err == "note: energy by simulated on 1 GPU; a window of one pass\n"  # said before it starts
     assert re.findall(r"^\[(\d)/4\]", study.ended.err, re.MULTILINE) == ["1", "2", "3", "4"]
     assert "/4]" not in study.ended.out
 

@@ -11,6 +11,7 @@ from llenergymeasure import preflight
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import ConfigError, HardwareError, LLEMError, PreFlightError, run_exit_code
 from llenergymeasure.measure import Measured
+from llenergymeasure.nvml_sampling import visible_devices
 from llenergymeasure.user_config import UserConfig
 
 LLAMA_8B = (
@@ -175,24 +176,24 @@ def test_auto_takes_the_best_source_that_sees_a_gpu(machine: Machine, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("fields", "seconds"),
+    ("pids", "own", "said"),
     [
-        pytest.param({"energy": {"backend": "none"}}, 0.0, id="no source: unknown"),
-        pytest.param(
-            {"energy": {"backend": "none"}, "measurement": {"min_duration_seconds": 9}}, 9.0, id="window only"
-        ),
-        pytest.param({"energy": {"backend": "simulated"}}, 30 + 60, id="baseline and window"),
-        pytest.param({"energy": {"backend": "nvml"}}, 30 + 20 + 60, id="baseline, settling and window"),
-        pytest.param({"energy": {"backend": "nvml"}, "baseline": {"enabled": False}}, 20 + 60, id="no baseline"),
-        pytest.param({"energy": {"backend": "nvml"}, "warmup": {"enabled": False}}, 30 + 60, id="no warm-up"),
+        pytest.param([4711, 42], set(), "process 42, 4711 computes on", id="strangers"),
+        pytest.param([4711, 42], {42}, "process 4711 computes on", id="one is ours"),
+        pytest.param([42], {42}, None, id="ours alone"),
+        pytest.param([], set(), None, id="nobody"),
     ],
 )
-def test_the_least_duration_of_a_run_is_known_beforehand(
-    fields: dict[str, Any], seconds: float, machine: Machine
+def test_a_gpu_in_use_is_told_before_the_run(
+    pids: list[int], own: set[int], said: str | None, machine: Machine
 ) -> None:
-    """What a run takes at least, beside loading: baseline, settling and window, where there is a sensor."""
-    machine.play(Gpu())
-    assert preflight.least_seconds(ExperimentConfig(model="m", dataset="builtin", **fields), UserConfig()) == seconds
+    """Processes that compute on this run's GPU are named before minutes are spent; the run itself may go on."""
+    machine.play(Gpu(uuid="GPU-1", pids=pids))
+    found = preflight.occupied(visible_devices(), frozenset(own))
+    assert len(found) == (said is not None)
+    if said is not None:
+        assert f"{said} GPU-1" in found[0]
+        assert found[0].startswith("gpu_occupied:")
 
 
 @pytest.mark.parametrize("deep", [True, False], ids=["to be made", "existing"])

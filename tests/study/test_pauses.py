@@ -101,7 +101,9 @@ def test_gaps_are_announced_with_the_way_out(tmp_path: Path) -> None:
     # the announcement itself, from a study that is stopped before its pause
     with start("run", write(tmp_path, body, NEVER_ENDING), cwd=tmp_path) as child:
         assert child.stderr is not None
-        assert child.stderr.readline() == "note: pauses add 10 min; --no-gaps leaves them out\n"
+        said = [child.stderr.readline() for _ in range(3)]  # what each run takes, all of them, the pauses
+        assert said[1] == "note: expected duration: at least 10 min plus loading, of which pauses 10 min\n"
+        assert said[2] == "note: pauses add 10 min; --no-gaps leaves them out\n"
         child.send_signal(signal.SIGINT)
         child.wait(timeout=20)
 
