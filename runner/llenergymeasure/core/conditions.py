@@ -132,16 +132,16 @@ def slowdown(counters: Sequence[ThrottleCounters], readings: Sequence[Reading], 
     added, too: the sum is never less than the time in which any of them acted.
     """
     bits = [r.throttle_reasons for r in readings if r.throttle_reasons is not None]
-    cap = counted_share(counters, window, lambda c: c.sw_power_cap_ns)
+    counted_cap = counted_share(counters, window, lambda c: c.sw_power_cap_ns)
+    cap = counted_cap if counted_cap is not None else share_of(bits, SW_POWER_CAP)
     causes = [
         counted_share(counters, window, get)
         for get in (lambda c: c.sw_thermal_ns, lambda c: c.hw_thermal_ns, lambda c: c.power_brake_ns)
     ]
-    if None not in causes:
-        alone = sum(b & HW_SLOWDOWN != 0 and not b & (HW_THERMAL | POWER_BRAKE) for b in bits) / max(1, len(bits))
-        total = min(1.0, sum(c for c in causes if c is not None) + alone)
-        return Slowdown(total, cap if cap is not None else share_of(bits, SW_POWER_CAP), "counters")
-    return Slowdown(share_of(bits, THROTTLING), share_of(bits, SW_POWER_CAP), "event reasons" if bits else None)
+    if None in causes:
+        return Slowdown(share_of(bits, THROTTLING), cap, "event reasons" if bits else None)
+    alone = sum(b & HW_SLOWDOWN != 0 and not b & (HW_THERMAL | POWER_BRAKE) for b in bits) / max(1, len(bits))
+    return Slowdown(min(1.0, sum(c for c in causes if c is not None) + alone), cap, "counters")
 
 
 def share_of(bits: Sequence[int], mask: int) -> float | None:
