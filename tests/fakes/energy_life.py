@@ -30,7 +30,7 @@ def live(name: str, lengths_s: list[float]) -> dict[str, Any]:
         window = f"window{number or ''}"
         opened_s = source.open_window(window)
         time.sleep(length_s)
-        spans[window] = (opened_s, source.close_window(window))
+        spans[window] = (opened_s, source.close_window(window, "quiet"))
     record = source.stop()
     return story | {
         "spans": spans,

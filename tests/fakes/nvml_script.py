@@ -30,7 +30,7 @@ class Gpu:
     name: str = "NVIDIA H100 80GB HBM3"
     # the energy counter and its faults
     power: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 300.0)])  # W
-    period_s: float = 0.02
+    period_s: float = 0.05
     phase_s: float = 0.007
     lag_s: float = 0.0
     jitter_s: float = 0.0  # standard deviation of the lag

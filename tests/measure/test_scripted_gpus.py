@@ -20,7 +20,6 @@ from fakes.nvml_script import (
     Gpu,
     Machine,
     children,
-    square_wave,
 )
 from llenergymeasure import store, timeseries
 from llenergymeasure.backends import synthetic
@@ -46,18 +45,38 @@ class Noting(synthetic.Engine):
         return found
 
 
+class Drawing(Noting):
+    """An engine whose work draws 650 W on the scripted GPU, and whose waiting draws 120 W."""
+
+    gpu: Gpu
+    machine: Machine
+
+    def generate(self, batch: Sequence[Request]) -> Generation:
+        """Work under power."""
+        self._draw(650.0)
+        found = super().generate(batch)
+        self._draw(120.0)
+        return found
+
+    def _draw(self, watts: float) -> None:
+        self.gpu.power.append((time.monotonic(), watts))
+        self.machine.play(self.gpu)
+
+
 def test_a_runs_energy_is_the_scripts_truth(on_gpu: OnGpu, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With power that jumps all the time the result's joules are the script's, within four standard uncertainties."""
-    monkeypatch.setattr(Noting, "spans", [], raising=False)
-    monkeypatch.setattr(synthetic, "Engine", Noting)
-    gpu = Gpu(uuid=A, power=square_wave(120.0, 650.0, half_period_s=0.17, seconds=30))
+    """With power that follows the work the result's joules are the script's, within four standard uncertainties."""
+    gpu = Gpu(uuid=A, power=[(0.0, 120.0)], lag_s=0.004)
+    for name, value in {"spans": [], "gpu": gpu, "machine": machine}.items():
+        monkeypatch.setattr(Drawing, name, value, raising=False)
+    monkeypatch.setattr(synthetic, "Engine", Drawing)
     machine.play(gpu)
-    result = on_gpu(**SECOND, synthetic={"batch_overhead_ms": 30}).result
-    work = Noting.spans[result.warmup_excluded_samples :]
-    truth = gpu.joules(work[0][0], work[-1][1])
+    result = on_gpu(**SECOND, synthetic={"batch_overhead_ms": 100}).result
+    work = Drawing.spans[result.warmup_excluded_samples :]
+    truth = gpu.joules(work[0][0] - 0.002, work[-1][1] + 0.002)
     assert result.uncertainty.edge is not None
-    assert result.energy_total_j == pytest.approx(truth, abs=4 * result.uncertainty.edge * truth)
+    assert result.energy_total_j == pytest.approx(truth, abs=4 * result.uncertainty.edge * truth + 1.5)
     assert (result.energy_source, result.energy_kind) == ("nvml", "counter")
+    assert result.uncertainty.edge < 0.005  # quiet edges: 120 W for 4 ms, not 650 W
     assert "synthetic" in result.backend
 
 

@@ -18,17 +18,19 @@ def _record(*windows: tuple[str, float], **settings: Any) -> tuple[Any, dict[str
     for name, length_s in windows:
         opened_s = source.open_window(name)
         time.sleep(length_s)
-        spans[name] = (opened_s, source.close_window(name))
+        spans[name] = (opened_s, source.close_window(name, "loaded" if name == "baseline" else "quiet"))
     return source.stop(), spans
 
 
 @pytest.mark.parametrize(("watts", "tick_ms"), [(300.0, 100), (0.5, 10), (700.0, 7)], ids=["default", "tiny", "odd"])
 def test_a_windows_energy_is_power_times_its_length(watts: float, tick_ms: int) -> None:
-    """Constant load gives P x T exactly, whatever the phase of the ticks."""
+    """Constant load gives P x T exactly, whatever the phase of the ticks; the waiting around it is idle power."""
     record, spans = _record(("window", 0.31), load_power_w=watts, tick_ms=tick_ms)
     (device,) = record.windows["window"]
     start_s, end_s = spans["window"]
-    assert device.joules == pytest.approx(watts * (end_s - start_s), abs=2 * QUANTUM_J)
+    assert device.joules == pytest.approx(watts * (end_s - start_s), abs=5 * QUANTUM_J)
+    assert device.edges == "quiet"
+    assert (device.power_before_w, device.power_after_w) == pytest.approx((80.0, 80.0), abs=0.2)
 
 
 def test_an_idle_window_plays_idle_power() -> None:
@@ -45,7 +47,7 @@ def test_readings_show_the_power_of_their_instant() -> None:
     """The sensor's samples carry idle power inside the idle window and load power outside."""
     record, spans = _record(("baseline", 0.2), ("window", 0.2), load_power_w=300.0, idle_power_w=80.0)
     idle = [r.power_w for r in record.readings if spans["baseline"][0] <= r.t_s < spans["baseline"][1]]
-    busy = [r.power_w for r in record.readings if r.t_s >= spans["window"][0]]
+    busy = [r.power_w for r in record.readings if spans["window"][0] <= r.t_s < spans["window"][1]]
     assert (set(idle), set(busy)) == ({80.0}, {300.0})
 
 
@@ -57,12 +59,14 @@ def test_mean_power_is_known_at_once() -> None:
     time.sleep(0.1)
     closed_s = source.close_window("baseline")
     assert source.mean_power_w(opened_s, closed_s) == pytest.approx(80.0)
-    assert source.mean_power_w(closed_s, closed_s + 1.0) == pytest.approx(300.0)
+    assert source.mean_power_w(closed_s, closed_s + 1.0) == pytest.approx(80.0)
+    working_s = source.open_window("window")
+    assert source.mean_power_w(working_s, working_s + 1.0) == pytest.approx(300.0)
 
 
 def test_no_power_at_all_is_no_energy_rather_than_zero() -> None:
     """A counter that never moves yields None with a reason."""
-    record, _ = _record(("window", 0.3), load_power_w=0.0)
+    record, _ = _record(("window", 0.3), load_power_w=0.0, idle_power_w=0.0)
     (device,) = record.windows["window"]
     assert device.joules is None
     assert "counter_constant" in device.reason
