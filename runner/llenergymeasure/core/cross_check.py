@@ -130,7 +130,9 @@ def _of_gpu(energy: EnergyRecord, uuid: str, series: EnergySeries, window: Windo
 
 
 def against_counter(name: str, values: Values, series: EnergySeries, window: Window) -> Check:
-    """Integral of a power over the counter's difference, from the first to the last tick that both cover.
+    """Integral of a power over the counter's difference, from the first tick in the window to the one nearest its end.
+
+    Ticks are rare inside a window, and every one is recorded again from its end on (nvml_sampling).
 
     Args:
         name: Of the sensor.
@@ -141,7 +143,7 @@ def against_counter(name: str, values: Values, series: EnergySeries, window: Win
     """
     ticks, times = series.ticks, series.times_s
     first = bisect_left(times, max(window.start_s, values[0][0]))
-    last = bisect_right(times, min(window.end_s, values[-1][0])) - 1
+    last = _nearest(times, min(window.end_s, values[-1][0]), at_most_s=values[-1][0])
     if last <= first or times[last] - times[first] < LEAST_COVER * window.duration_s:
         return Check(name, reason=f"{name}: it does not cover the window")
     start_s, end_s = times[first], times[last]
@@ -153,6 +155,13 @@ def against_counter(name: str, values: Values, series: EnergySeries, window: Win
         return Check(name, reason=f"{name}: the counter did not move")
     step_w = edge_step_w(series, window)
     return Check(name, integral_j(values, start_s, end_s) / counted_j, EDGE_ALLOWANCE_S * step_w / counted_j)
+
+
+def _nearest(times_s: Sequence[float], t_s: float, *, at_most_s: float) -> int:
+    """Index of the time nearest to an instant that is not beyond a bound; -1 without any."""
+    after = bisect_right(times_s, t_s)
+    near = [i for i in (after - 1, after) if 0 <= i < len(times_s) and times_s[i] <= at_most_s]
+    return min(near, key=lambda i: abs(times_s[i] - t_s), default=-1)
 
 
 def edge_step_w(series: EnergySeries, window: Window) -> float:
