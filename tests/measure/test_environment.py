@@ -125,3 +125,35 @@ def test_a_cluster_names_node_pod_and_image(machine: Machine) -> None:
     )
     assert (found["node"], found["pod"], found["image_digest"]) == ("node-1", "pod-1", "sha256:abc")
     assert found["container"] == "kubernetes"
+
+
+def _supplies(folder: Path, **supplies: dict[str, str]) -> Path:
+    for name, values in supplies.items():
+        (folder / name).mkdir()
+        for key, value in values.items():
+            (folder / name / key).write_text(f"{value}\n", encoding="utf-8")
+    return folder
+
+
+BATTERY, MAINS = {"type": "Battery"}, {"type": "Mains"}
+POWER_SUPPLIES = [
+    pytest.param({}, None, id="no supply is told"),
+    pytest.param({"AC": {**MAINS, "online": "1"}}, None, id="no battery"),
+    pytest.param({"mouse": {**BATTERY, "scope": "Device", "status": "Discharging"}}, None, id="a mouse's battery"),
+    pytest.param({"BAT0": {**BATTERY, "status": "Full"}, "AC": {**MAINS, "online": "1"}}, False, id="plugged in"),
+    pytest.param({"BAT0": {**BATTERY, "status": "Discharging"}, "AC": {**MAINS, "online": "0"}}, True, id="unplugged"),
+    pytest.param(
+        {"BAT0": {**BATTERY, "status": "Discharging"}, "usb": {"type": "USB", "online": "1"}},
+        False,
+        id="charger too weak",
+    ),
+    pytest.param({"BAT0": {**BATTERY, "status": "Discharging"}}, True, id="battery alone"),
+]
+
+
+@pytest.mark.parametrize(("supplies", "wanted"), POWER_SUPPLIES)
+def test_whether_the_machine_runs_on_its_battery(
+    supplies: dict[str, dict[str, str]], wanted: bool | None, tmp_path: Path
+) -> None:
+    """By the kernel's power supplies; without a battery there is no answer."""
+    assert environment.on_battery(_supplies(tmp_path, **supplies)) is wanted
