@@ -110,8 +110,8 @@ def test_an_independent_source_is_checked_by_our_ticks() -> None:
 
 
 UNUSABLE = [
-    pytest.param(lambda t: t < ZERO_S + 20, "does not cover", id="ended early"),
-    pytest.param(lambda t: t > ZERO_S + 10, "does not cover", id="began late"),
+    pytest.param(lambda t: t < ZERO_S + 15, "does not cover", id="ended early"),
+    pytest.param(lambda t: t > ZERO_S + 15, "does not cover", id="began late"),
     pytest.param(lambda t: not ZERO_S + 10 < t < ZERO_S + 13, "nothing was read for 3.", id="a hole"),
 ]
 

@@ -21,8 +21,8 @@ AVERAGE_LAG_S = 0.5
 EDGE_ALLOWANCE_S = 0.3
 """What a step of power at a window's ends may add: a mean over a second misses 2 x 1/8 s of it, rounded up (§6)."""
 
-LEAST_COVER = 0.8
-"""Share of the window that a sensor must have seen."""
+LEAST_COVER = 0.6
+"""Share of the window between two ticks that a sensor must have seen; in short windows ticks are a second apart."""
 
 MAX_HOLE_S = 2.0
 """Longest time between two values of a sensor that a straight line may bridge."""
@@ -39,7 +39,7 @@ Values = Sequence[tuple[float, float]]
 class CrossCheck(Record):
     """Second readings of the same energy as ratios to the first, by their names; `source` is the one furthest off.
 
-    `ratio` is that one's. `excess` is how far it lies from 1 beyond `allowance`, which is what steps of power at the
+    `ratio` is that one's; `reason` says why a sensor, or all of them, gave none. `excess` is how far it lies from 1 beyond `allowance`, which is what steps of power at the
     ends of a short window explain. `cannot_see` says what no such check finds.
     """
 
@@ -100,6 +100,7 @@ def summary(checks: Iterable[Check]) -> CrossCheck | None:
     return CrossCheck(
         source=first.name,
         ratio=first.ratio,
+        reason="; ".join(reasons.values()) or None,
         ratios={name: c.ratio for name, c in worst.items() if c.ratio is not None},
         allowance=first.allowance,
         excess=first.excess,
