@@ -45,11 +45,20 @@ def _root(
 
 
 @app.command()
-def config() -> None:
+def config(
+    self_test: Annotated[
+        bool,
+        typer.Option("--self-test", help="Measure each GPU's energy counter (up to a minute per GPU, with a load)."),
+    ] = False,
+) -> None:
     """Say what this machine has, what is missing and how to get it; never fails."""
     from llenergymeasure.machine import description
 
     print(description())
+    if self_test:
+        from llenergymeasure.self_test import run
+
+        print("", run(), sep="\n")
 
 
 @app.command()

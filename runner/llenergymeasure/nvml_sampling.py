@@ -50,6 +50,15 @@ def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver; None without one."""
+    try:
+        with nvml() as lib:
+            return _text(lib.nvmlSystemGetDriverVersion())
+    except Exception:  # noqa: BLE001  (no library, no driver, no permission: no version either way)
+        return None
+
+
 def visible_devices() -> tuple[Device, ...]:
     """The GPUs that this process may use, by NVML order, CUDA_VISIBLE_DEVICES respected; none without a driver."""
     try:
@@ -195,11 +204,12 @@ class NvmlSampler:
         parts = [self.series(u).mean_power_w(start_s, end_s) for u in uuids]
         return None if None in parts else sum(p for p in parts if p is not None)
 
-    def finish(self, jitter_s: Mapping[str, float]) -> EnergyRecord:
+    def finish(self, jitter_s: Mapping[str, float], lag_s: Mapping[str, float]) -> EnergyRecord:
         """Wait for the ticks behind the last edge, end the recorder, give all but windows, delete the recording.
 
         Args:
             jitter_s: Standard deviation of the ticks' moments by UUID, where a self-test found it; else the default.
+            lag_s: How late the counters show a change of load, by UUID, where a self-test found it.
 
         """
         try:
@@ -217,7 +227,7 @@ class NvmlSampler:
             samples={u: tuple(r.samples) for u, r in recorded.items()},
             occupants=tuple(x for r in recorded.values() for x in r.occupants),
             throttle=tuple(x for r in recorded.values() for x in r.throttle),
-            sensors={u: _facts(series[u], r, measured=u in jitter_s) for u, r in recorded.items()},
+            sensors={u: _facts(series[u], r, u in jitter_s, lag_s.get(u)) for u, r in recorded.items()},
         )
 
     def stop(self) -> None:
@@ -237,7 +247,7 @@ class NvmlSampler:
             self._folder.cleanup()
 
 
-def _facts(series: EnergySeries, recorded: Recorded, *, measured: bool) -> SensorFacts:
+def _facts(series: EnergySeries, recorded: Recorded, measured: bool, lag_s: float | None) -> SensorFacts:
     """What one recording shows of its counter and of its own cost."""
     looks = recorded.processor or [(0.0, 0.0)]
     spent_s, used_s = (last - first for first, last in zip(looks[0], looks[-1], strict=True))
@@ -246,6 +256,7 @@ def _facts(series: EnergySeries, recorded: Recorded, *, measured: bool) -> Senso
         jitter_s=series.measured_jitter_s,
         jitter_used_s=series.jitter_s,
         jitter_source="self-test" if measured else "default",
+        lag_s=lag_s,
         reading_width_s=median(t.after_s - t.before_s for t in series.ticks) if series.ticks else None,
         call_s=median(recorded.calls_s) if recorded.calls_s else None,
         ticks=len(series.ticks),

@@ -216,6 +216,7 @@ class SensorFacts:
     jitter_s: float | None  # standard deviation of a tick's moment, from these ticks
     jitter_used_s: float  # the one in the uncertainty of the edges
     jitter_source: Literal["self-test", "default"]
+    lag_s: float | None  # how late it shows a change of load; None where no self-test has told
     reading_width_s: float | None  # median time from the last old to the first new reading
     call_s: float | None  # median wall time of a counter call
     ticks: int

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel
 
+from llenergymeasure import sensor_cache
 from llenergymeasure.core.contracts import (
     Availability,
     Device,
@@ -76,7 +77,11 @@ class Source:
 
     def stop(self) -> EnergyRecord:
         """Wait for the ticks behind the last edge, stop the sampler, cut the windows out of the series."""
-        found = self._sampler.finish({})
+        known = sensor_cache.known(d.uuid for d in self._devices)
+        found = self._sampler.finish(
+            {u: t.jitter_s for u, t in known.items() if t.jitter_s is not None},
+            {u: t.lag_s for u, t in known.items() if t.lag_s is not None},
+        )
         windows = {
             name: tuple(device_energy(d.uuid, found.series[d.uuid], *span) for d in self._devices)
             for name, span in self._spans.items()

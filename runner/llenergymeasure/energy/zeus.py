@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
+from llenergymeasure import sensor_cache
 from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, Edges, EnergyRecord
 from llenergymeasure.core.energy_series import EnergySeries
 from llenergymeasure.core.errors import MeasurementError
@@ -132,7 +133,11 @@ class Source:
         """Give Zeus' windows, with what our series knows of the waiting around them, and our series."""
         if self._sampler is None:
             return EnergyRecord(windows=dict.fromkeys(self._measured, ()), host_energy_j=self._host_j)
-        found = self._sampler.finish({})
+        known = sensor_cache.known(d.uuid for d in self._devices)
+        found = self._sampler.finish(
+            {u: t.jitter_s for u, t in known.items() if t.jitter_s is not None},
+            {u: t.lag_s for u, t in known.items() if t.lag_s is not None},
+        )
         windows = {
             name: tuple(_device(d, measured, found.series[d.uuid]) for d in self._devices)
             for name, measured in self._measured.items()

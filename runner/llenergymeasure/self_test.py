@@ -1,0 +1,183 @@
+"""Tests the energy counter of each visible GPU: its beat, its lag behind a load, what a reading costs.
+
+The load is a matrix product by torch in bursts whose ends are synchronised; without torch or CUDA only what an idle
+GPU shows is found. Nothing of the GPU's settings is touched.
+"""
+
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+from llenergymeasure import sensor_cache
+from llenergymeasure.core.contracts import Device
+from llenergymeasure.core.energy_series import EnergySeries
+from llenergymeasure.core.errors import MeasurementError
+from llenergymeasure.core.step_response import Burst, lag, plateau_ratio
+from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, driver_version, nvml, visible_devices
+from llenergymeasure.sensor_cache import SelfTest
+
+IDLE_S, CALLS = 10.0, 100
+BURSTS, BURST_S, PAUSE_S = 8, 1.2, 1.5  # pauses are no multiple of a tick away from the bursts' starts
+PAUSE_STEP_S = 0.0137  # so that the steps meet the ticks at all phases
+PLATEAUS, PLATEAU_S = 2, 6.0
+MATRIX = 8192
+Load = Callable[[float], Burst]
+"""Works for so many seconds and gives when."""
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What was recorded of one GPU."""
+
+    idle: EnergySeries
+    whole: EnergySeries
+    bursts: tuple[Burst, ...]
+    plateaus: tuple[Burst, ...]
+    no_load_reason: str | None
+
+
+def run() -> str:
+    """Test every visible GPU, keep the findings, and say them in plain words."""
+    available = counter_availability()
+    if not available.ok:
+        return f"sensor self-test: not possible: {available.reason}; {available.fix}"
+    try:
+        tests = [examine(d, position) for position, d in enumerate(visible_devices())]
+    except MeasurementError as err:
+        return f"sensor self-test: not possible: {err}"
+    lines = ["sensor self-test", *(line for t in tests for line in _lines(t))]
+    try:
+        lines.append(f"  kept in {sensor_cache.keep(tests)} for later runs on this GPU and driver")
+    except OSError as err:
+        lines.append(f"  not kept: {err.filename}: {err.strerror}; runs use the defaults")
+    return "\n".join(lines)
+
+
+def examine(device: Device, position: int, *, load: Load | None = None, idle_s: float = IDLE_S) -> SelfTest:
+    """Test one GPU, the `position`-th that CUDA sees; about 45 s with a load, 12 s without."""
+    walls_s, processor_s = _call_costs(device)
+    heard = _hear(device, position, load, idle_s)
+    found_lag = lag(heard.whole, heard.bursts)
+    widths = [t.after_s - t.before_s for t in heard.whole.ticks]
+    return SelfTest(
+        gpu_uuid=device.uuid,
+        gpu_name=device.name,
+        driver=driver_version() or "unknown",
+        tested_at=datetime.now(UTC),
+        ticks=len(widths),
+        period_s=heard.whole.period_s,
+        jitter_idle_s=heard.idle.measured_jitter_s,
+        jitter_load_s=_under_load(heard).measured_jitter_s,
+        reading_width_s=median(widths) if widths else None,
+        call_wall_s=median(walls_s),
+        call_wall_p99_s=sorted(walls_s)[int(0.99 * (len(walls_s) - 1))],
+        call_processor_s=processor_s,
+        lag_s=found_lag.lag_s if found_lag else None,
+        lag_spread_s=found_lag.spread_s if found_lag else None,
+        lag_steps=found_lag.steps if found_lag else 0,
+        plateau_ratio=plateau_ratio(heard.whole, heard.plateaus),
+        no_load_reason=heard.no_load_reason,
+    )
+
+
+def _call_costs(device: Device) -> tuple[list[float], float]:
+    """Wall times of single counter calls and their mean processor time, s."""
+    walls_s = []
+    with nvml() as lib:
+        handle = lib.nvmlDeviceGetHandleByUUID(device.uuid)
+        began_s = time.thread_time()
+        for _ in range(CALLS):
+            asked_s = time.monotonic()
+            lib.nvmlDeviceGetTotalEnergyConsumption(handle)
+            walls_s.append(time.monotonic() - asked_s)
+        return walls_s, (time.thread_time() - began_s) / CALLS
+
+
+def _hear(device: Device, position: int, load: Load | None, idle_s: float) -> _Heard:
+    """Record an idle GPU, then bursts of load and longer plateaus where a load can be made."""
+    made, reason = (load, None) if load else _torch_load(position)
+    sampler = NvmlSampler()
+    try:
+        sampler.start((device,), interval_s=1.0)
+        time.sleep(idle_s)
+        idle_until_s = sampler.mark()
+        bursts = _bursts(made, BURSTS, BURST_S) if made else ()
+        plateaus = _bursts(made, PLATEAUS, PLATEAU_S) if made else ()
+        sampler.mark()
+        whole = sampler.finish({}, {}).series[device.uuid]
+    finally:
+        sampler.stop()
+        sampler.discard()
+    idle = EnergySeries(tuple(t for t in whole.ticks if t.after_s < idle_until_s))
+    return _Heard(idle, whole, bursts, plateaus, reason)
+
+
+def _bursts(load: Load, count: int, seconds: float) -> tuple[Burst, ...]:
+    found = []
+    for number in range(count):
+        time.sleep(PAUSE_S + number * PAUSE_STEP_S)
+        found.append(load(seconds))
+    time.sleep(PAUSE_S)
+    return tuple(found)
+
+
+def _under_load(heard: _Heard) -> EnergySeries:
+    """The ticks inside the plateaus."""
+    inside = (
+        t for t in heard.whole.ticks if any(p.start_s < t.before_s and t.after_s < p.end_s for p in heard.plateaus)
+    )
+    return EnergySeries(tuple(inside))
+
+
+def _torch_load(position: int) -> tuple[Load | None, str | None]:
+    """A matrix product on one GPU, or None with the reason."""
+    if importlib.util.find_spec("torch") is None:
+        return None, "torch is not installed, so no load could be made"
+    import torch
+
+    if not torch.cuda.is_available() or position >= torch.cuda.device_count():
+        return None, "this torch sees no such CUDA device, so no load could be made"
+    return _matrix_product(torch, f"cuda:{position}"), None
+
+
+def _matrix_product(torch: Any, device: str) -> Load:
+    matrix = torch.randn(MATRIX, MATRIX, device=device, dtype=torch.float16)
+    for _ in range(3):
+        torch.matmul(matrix, matrix)
+    torch.cuda.synchronize(device)
+
+    def load(seconds: float) -> Burst:
+        start_s = time.monotonic()
+        while time.monotonic() - start_s < seconds:
+            for _ in range(4):
+                torch.matmul(matrix, matrix)
+            torch.cuda.synchronize(device)
+        return Burst(start_s, time.monotonic())
+
+    return load
+
+
+def _ms(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{1e3 * seconds:.1f} ms"
+
+
+def _lines(test: SelfTest) -> Sequence[str]:
+    """The findings about one GPU in plain words."""
+    found = [
+        f"  {test.gpu_name} {test.gpu_uuid}, driver {test.driver}",
+        f"    the energy counter shows a new value every {_ms(test.period_s)} ({test.ticks} seen)",
+        f"    the moment scatters by {_ms(test.jitter_idle_s)} idle, {_ms(test.jitter_load_s)} under load",
+        f"    reading it takes {_ms(test.call_wall_s)} (99 % within {_ms(test.call_wall_p99_s)})",
+        f"    and {_ms(test.call_processor_s)} of processor time",
+    ]
+    if test.lag_s is not None:
+        found.append(f"    it shows a change of load {_ms(test.lag_s)} late (sd {_ms(test.lag_spread_s)})")
+    if test.plateau_ratio is not None:
+        found.append(f"    under steady load it counts {100 * test.plateau_ratio:.2f} % of power times time")
+    if test.no_load_reason:
+        found.append(f"    lag and behaviour under load: unknown: {test.no_load_reason}")
+    return found

@@ -1,0 +1,83 @@
+"""What self-tests found out about this machine's energy counters, kept in the user's cache by GPU and driver."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter
+
+from llenergymeasure.core.errors import ConfigError
+from llenergymeasure.nvml_sampling import driver_version
+
+
+class SelfTest(BaseModel):
+    """Findings about one GPU's energy counter; times in s, None where they could not be found, with a reason."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    gpu_uuid: str
+    gpu_name: str
+    driver: str
+    tested_at: AwareDatetime
+    ticks: int
+    period_s: float | None
+    jitter_idle_s: float | None
+    jitter_load_s: float | None = None
+    reading_width_s: float | None
+    call_wall_s: float
+    call_wall_p99_s: float
+    call_processor_s: float
+    lag_s: float | None = None
+    lag_spread_s: float | None = None
+    lag_steps: int = 0
+    plateau_ratio: float | None = None
+    no_load_reason: str | None = None
+
+    @property
+    def jitter_s(self) -> float | None:
+        """The jitter that windows may count on: the larger one, and none if load was never seen."""
+        known = [j for j in (self.jitter_idle_s, self.jitter_load_s) if j is not None]
+        return max(known) if self.jitter_load_s is not None else None
+
+
+_Tests = TypeAdapter(dict[str, SelfTest])
+
+
+def path() -> Path:
+    """The file that holds them."""
+    # Inside, since energy sources use this module, and the configuration asks the sources when it is imported.
+    from llenergymeasure.user_config import cache_dir, load_user_config
+
+    try:
+        folder = cache_dir(load_user_config())
+    except ConfigError:  # a broken user file is told elsewhere; findings need no setting
+        folder = cache_dir()
+    return folder / "sensors.json"
+
+
+def known(uuids: Iterable[str]) -> dict[str, SelfTest]:
+    """Findings about these GPUs under the driver that runs now."""
+    found, driver = _read(), driver_version()
+    return {u: found[_key(u, driver)] for u in uuids if _key(u, driver) in found}
+
+
+def keep(tests: Iterable[SelfTest]) -> Path:
+    """Add findings to the file, give its path; raises OSError where it cannot be written."""
+    target = path()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    merged = _read() | {_key(t.gpu_uuid, t.driver): t for t in tests}
+    temporary.write_bytes(_Tests.dump_json(merged, indent=1))
+    temporary.replace(target)
+    return target
+
+
+def _key(uuid: str, driver: str | None) -> str:
+    return f"{uuid}/{driver}"
+
+
+def _read() -> dict[str, SelfTest]:
+    try:
+        return _Tests.validate_json(path().read_bytes())
+    except (OSError, ValueError):
+        return {}  # none yet, or a broken one: the defaults hold
