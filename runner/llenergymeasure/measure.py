@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import cycle
-from typing import Any
+from typing import Any, cast
 
 from llenergymeasure import (
     datasets,
@@ -23,6 +23,7 @@ from llenergymeasure import (
     recording,
     run_baseline,
     run_energy,
+    saturated,
     timeseries,
     warmup,
     window,
@@ -32,7 +33,15 @@ from llenergymeasure.calibration_file import named_calibration
 from llenergymeasure.core import registry
 from llenergymeasure.core.calibration import Calibration, corrected
 from llenergymeasure.core.config import ExperimentConfig
-from llenergymeasure.core.contracts import Generation, InferenceEngine, ModelFacts, Request, Weights, Window
+from llenergymeasure.core.contracts import (
+    ContinuousEngine,
+    Generation,
+    InferenceEngine,
+    ModelFacts,
+    Request,
+    Weights,
+    Window,
+)
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.phase_split import PhaseSplit
 from llenergymeasure.core.result import ExperimentResult, WarmupResult
@@ -135,18 +144,26 @@ def _measure(
     with phases("warmup"):
         warm = warmup.warm_up(config, engine, batches, phases.progress)
     with phases("settle"):
-        settled = _settled(config, engine, energy, batches)
+        feed = _feed(config, engine, requests)
+        settled = _settled(config, _piece(engine, batches, feed), energy)
         warnings += settled.warnings
     engine.seed(config.random_seed)
     engine.reset_memory_peak()
     cpu_before = host_load.cpu_times()
     with phases("window"):
-        fed = window.passes(config, engine, energy, batches, phases)
+        if feed is None:
+            fed = window.passes(config, engine, energy, batches, phases)
+        else:
+            fed = saturated.measure(feed, energy, phases, least_s=window.least_seconds(config, energy))
     others = host_load.foreign_share(cpu_before, host_load.cpu_times())
     probes = None
     if config.measurement.phase_split:
         with phases("probes"):
-            probes = phase_split.probe(config, engine, energy, batches, facts, phases)
+            probes = (
+                phase_split.probe(config, engine, energy, batches, facts, phases)
+                if feed is None
+                else phase_split.Probes(reason="probes are made of static batches; this engine batches continuously")
+            )
     with phases("drain"):
         energy.record = run_energy.only(energy.source.stop(), energy.devices) if energy.source else None
     run_baseline.complete(config, user, energy)
@@ -215,17 +232,28 @@ def _split(
     return phase_split.judge(probes, fed.window, fed.generations, found)
 
 
-def _settled(
-    config: ExperimentConfig,
-    engine: InferenceEngine,
-    energy: run_energy.RunEnergy,
-    batches: Sequence[tuple[Request, ...]],
-) -> warmup.Settling:
-    """Settle under the measured work itself, read in a circle."""
+def _feed(config: ExperimentConfig, engine: InferenceEngine, requests: Sequence[Request]) -> saturated.Feed | None:
+    """What keeps a continuously batching engine busy; None where static batches are measured."""
+    if config.measurement.window == "passes" or not registry.is_continuous(config.backend, config.section):
+        return None
+    return saturated.Feed(cast("ContinuousEngine", engine), requests)
+
+
+def _piece(
+    engine: InferenceEngine, batches: Sequence[tuple[Request, ...]], feed: saturated.Feed | None
+) -> Callable[[], object]:
+    """What runs a piece of the measured work, read in a circle."""
+    if feed is not None:
+        return feed.some_work
     following = cycle(batches)
+    return lambda: engine.generate(next(following))
+
+
+def _settled(config: ExperimentConfig, piece: Callable[[], object], energy: run_energy.RunEnergy) -> warmup.Settling:
+    """Settle under the measured work itself."""
     with thermometer(energy.devices if energy.on_gpu else ()) as read:
         source = energy.source if energy.on_gpu else None
-        return warmup.settle(config, lambda: engine.generate(next(following)), source, read)
+        return warmup.settle(config, piece, source, read)
 
 
 def _conditions(

@@ -76,6 +76,16 @@ class Observation:
         object.__setattr__(self, "lengths", pairs)
 
     @property
+    def input_tokens(self) -> int:
+        """Prompt tokens inside the window."""
+        return sum(i for i, _ in self.lengths) if self.work.input_tokens is None else self.work.input_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        """Generated tokens inside the window."""
+        return sum(o for _, o in self.lengths) if self.work.output_tokens is None else self.work.output_tokens
+
+    @property
     def devices(self) -> tuple[DeviceEnergy, ...]:
         """The window's energy by GPU."""
         return tuple(self.energy.windows.get("window", ())) if self.energy else ()

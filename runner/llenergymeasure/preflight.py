@@ -99,7 +99,7 @@ def engine_problems(config: ExperimentConfig) -> list[LLEMError]:
         problems += registry.engine(name).check(config)
     if config.traffic is not None:
         problems.append(BackendMissingError("traffic is not supported yet by this version; remove the section"))
-    if config.measurement.window == "saturated":
+    if config.measurement.window == "saturated" and not registry.is_continuous(name, config.section):
         problems.append(
             BackendMissingError(
                 f"measurement.window: saturated needs continuous batching, which backend {name} has not; use passes"

@@ -100,19 +100,18 @@ def _identity(seen: Observation) -> dict[str, Any]:
 
 
 def _tokens_and_speed(seen: Observation) -> dict[str, Any]:
-    inputs, outputs = [i for i, _ in seen.lengths], [o for _, o in seen.lengths]
-    duration_s = seen.window.duration_s
+    inputs, outputs, duration_s = seen.input_tokens, seen.output_tokens, seen.window.duration_s
     return {
-        "input_tokens": sum(inputs),
-        "output_tokens": sum(outputs),
-        "total_tokens": sum(inputs) + sum(outputs),
-        "requests": len(inputs),
-        "request_input_tokens": inputs,
-        "request_output_tokens": outputs,
+        "input_tokens": inputs,
+        "output_tokens": outputs,
+        "total_tokens": inputs + outputs,
+        "requests": len(seen.lengths),
+        "request_input_tokens": [i for i, _ in seen.lengths],
+        "request_output_tokens": [o for _, o in seen.lengths],
         "duration_s": duration_s,
-        "tokens_per_second": sum(outputs) / duration_s,
-        "total_tokens_per_second": (sum(inputs) + sum(outputs)) / duration_s,
-        "requests_per_second": len(inputs) / duration_s,
+        "tokens_per_second": outputs / duration_s,
+        "total_tokens_per_second": (inputs + outputs) / duration_s,
+        "requests_per_second": len(seen.lengths) / duration_s,
         "latency": latency_statistics([1e3 * (g.end_s - g.start_s) for g in seen.generations]),
         "memory_model_mb": seen.facts.memory_model_mb,
         "memory_peak_mb": seen.memory_peak_mb,
@@ -143,7 +142,7 @@ def _loaded_idle_w(devices: Sequence[DeviceEnergy]) -> float | None:
 
 def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
     duration_s, baseline = seen.window.duration_s, seen.baseline
-    outputs, inputs = sum(o for _, o in seen.lengths), sum(i for i, _ in seen.lengths)
+    outputs, inputs = seen.output_tokens, seen.input_tokens
     raw = joules.value
     adjusted = raw - baseline.power_w * duration_s if raw is not None and baseline else None
     devices = seen.devices

@@ -55,6 +55,11 @@ class RunEnergy:
         """Remember which processes are this run's now: a verdict must not take them for strangers on the GPU."""
         self.own_pids |= own_pids() if self.on_gpu else frozenset()
 
+    def attend(self) -> None:
+        """Have every tick recorded: an edge is near."""
+        if self.source is not None:
+            self.source.attend()
+
     def open(self, name: str) -> float:
         """Mark the start of a window, s."""
         return self.source.open_window(name) if self.source else time.monotonic()

@@ -16,6 +16,7 @@ from llenergymeasure.run_energy import RunEnergy
 
 DEFAULT_WINDOW_S = 60.0  # least window with an energy source (measurement.md §3)
 PROGRESS_EVERY_S = 1.0
+ATTEND_S = 2.0  # before an edge every tick is recorded
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ def asleep_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
+def least_seconds(config: ExperimentConfig, energy: RunEnergy) -> float:
+    """Least length of the window: the configuration's, else a minute where there are joules to measure."""
+    wanted_s = config.measurement.min_duration_seconds
+    return wanted_s if wanted_s is not None else (DEFAULT_WINDOW_S if energy.source else 0.0)
+
+
 def passes(
     config: ExperimentConfig,
     engine: InferenceEngine,
@@ -41,11 +48,12 @@ def passes(
     phases: Phases,
 ) -> Fed:
     """Whole batches, at least one pass over the prompts, until the least duration is reached; quiet edges."""
-    wanted_s = config.measurement.min_duration_seconds
-    least_s = wanted_s if wanted_s is not None else (DEFAULT_WINDOW_S if energy.source else 0.0)
+    least_s = least_seconds(config, energy)
     generations: list[Generation] = []
+    attended = False
     energy.note_processes()
     guard_s, slept_s = energy.guard_s, asleep_s()
+    energy.attend()
     time.sleep(guard_s)
     told_s = time.monotonic()
     start_s = energy.open("window")
@@ -56,6 +64,9 @@ def passes(
             _tell_expected(phases, now_s - start_s, len(batches), config.n, least_s)
         if len(generations) >= len(batches) and now_s - start_s >= least_s:
             break
+        if not attended and _ends_soon(generations, len(batches), now_s - start_s, least_s):
+            energy.attend()
+            attended = True
         if now_s - told_s >= PROGRESS_EVERY_S:
             told_s = now_s
             phases.progress(
@@ -68,6 +79,13 @@ def passes(
     energy.note_processes()
     work = Work("passes", concurrency=len(batches[0]))
     return Fed(Window("window", start_s, end_s), generations, work, asleep_s() - slept_s)
+
+
+def _ends_soon(generations: Sequence[Generation], batches: int, spent_s: float, least_s: float) -> bool:
+    """Whether the next batch may be the last, or the window's end is less than two seconds away."""
+    batch_s = spent_s / len(generations)
+    left_s = max(least_s - spent_s, (batches - len(generations)) * batch_s)
+    return left_s <= max(ATTEND_S, 1.5 * batch_s)
 
 
 def _tell_expected(phases: Phases, batch_s: float, batches: int, n: int, least_s: float) -> None:

@@ -36,7 +36,7 @@ SUGGESTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("energy", {"energy": {"simulated": {"tick_m": 1}}}, "energy.simulated.tick_m: unknown key; did you mean tick_ms?"),
     ("nothing-near", {"zzzzzzzz": 1}, "zzzzzzzz: unknown key"),
     ("unscoped", {"batch_size": 8}, "batch_size: belongs to a backend's section; write pytorch.batch_size or "),
-    ("unscoped-vllm", {"max_num_seqs": 8}, "max_num_seqs: belongs to a backend's section; write vllm.max_num_seqs"),
+    ("unscoped-vllm", {"max_num_seqs": 8}, "max_num_seqs: belongs to a backend's section; write synthetic.max_num_seqs or vllm.max_num_seqs"),
     ("study-key", {"sweep": {}}, "sweep: belongs to a study"),
 ]  # fmt: skip
 

@@ -77,6 +77,45 @@ def test_a_word_is_a_token(loaded: Callable[..., Any]) -> None:
     assert ids[1] == (7, 8)
 
 
+def test_continuous_batching_fills_a_place_as_soon_as_it_is_free(loaded: Callable[..., Any]) -> None:
+    """Two at once, a step of 3 s, 1 s per prompt token: who comes, who goes, and when, by hand."""
+    engine = _load(loaded, batching="continuous", max_num_seqs=2, decode_ms_per_step=3000, prefill_ms_per_token=1000)
+    engine._given_clock = clock = Clock()
+    for request in REQUESTS:  # prompts of 3, 1, 2 tokens; outputs of 4, 9, 1
+        engine.submit(request)
+    assert (engine.capacity(), engine.running(), engine.waiting()) == (2, 0, 3)
+    story = []
+    while engine.waiting() or engine.running():
+        ended = engine.step()
+        story.append((clock.now_s - 1000, [f.request.index for f in ended], engine.running(), engine.decoded()))
+    # 3 + 3 + 1 s for the first step of both, three of 3 s, then 3 + 2 s with the third request, five alone or last
+    assert [s[0] for s in story] == [7, 10, 13, 16, 21, 24, 27, 30, 33]
+    assert [s[1] for s in story] == [[], [], [], [0], [2], [], [], [], [1]]
+    assert [s[2] for s in story] == [2, 2, 2, 1, 1, 1, 1, 1, 0]
+    assert [s[3] for s in story] == [2, 4, 6, 8, 10, 11, 12, 13, 14]
+    assert engine.step() == []
+    assert clock.now_s == 1033
+
+
+def test_an_ended_request_knows_its_times(loaded: Callable[..., Any]) -> None:
+    """Start, first and last token; tokens between them are evenly spaced, none before the first."""
+    engine = _load(loaded, batching="continuous", max_num_seqs=1, decode_ms_per_step=2000, prefill_ms_per_token=0)
+    engine._given_clock = Clock()
+    engine.submit(REQUESTS[0])
+    (ended,) = [f for _ in range(4) for f in engine.step()]
+    assert (ended.started_s, ended.first_token_s, ended.last_token_s) == (1000, 1002, 1008)
+    assert len(ended.output_token_ids) == 4
+    assert [ended.tokens_until(t) for t in (1001.9, 1002, 1005, 1006, 1008, 2000)] == [0, 1, 2.5, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("section", "continuous"), [({}, False), ({"batching": "static"}, False), ({"batching": "continuous"}, True)]
+)
+def test_the_settings_say_how_it_batches(section: dict[str, Any], continuous: bool) -> None:
+    """Static unless asked for."""
+    assert registry.is_continuous("synthetic", registry.backend_settings("synthetic")(**section)) is continuous
+
+
 @pytest.mark.parametrize("after", [0, 2])
 def test_it_fails_on_demand(after: int, loaded: Callable[..., Any]) -> None:
     """After the named number of batches the engine breaks as a real one does."""

@@ -189,6 +189,8 @@ class Work:
     imbalance: float = 0.0  # W: prefilled share of the planned work less the decoded share, a fraction
     itl_s: float | None = None
     edges: Edges = "quiet"
+    input_tokens: int | None = None  # prefilled inside the window, where that is not the sum over its requests
+    output_tokens: int | None = None  # decoded inside it, likewise
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,16 @@ class Availability:
     ok: bool
     reason: str = ""
     fix: str = ""
+
+
+class Clock(Protocol):
+    """What tells time and lets it pass, s: the module `time`, or one that pretends."""
+
+    def monotonic(self) -> float:
+        """Give the instant now."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Let time pass."""
 
 
 class EnergyBackend(Protocol):
@@ -330,6 +342,52 @@ class InferenceEngine(Protocol):
 
     def close(self) -> None:
         """Free the model and the device's memory."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A request that a continuously batching engine has ended, s; `started_s`: when it left the queue."""
+
+    request: Request
+    output_token_ids: tuple[int, ...]
+    started_s: float
+    first_token_s: float
+    last_token_s: float
+
+    def tokens_until(self, t_s: float) -> float:
+        """Output tokens that were there at `t_s`, evenly spaced between first and last (measurement.md §4)."""
+        count = len(self.output_token_ids)
+        if t_s < self.first_token_s:
+            return 0.0
+        if t_s >= self.last_token_s:
+            return float(count)
+        share = (t_s - self.first_token_s) / (self.last_token_s - self.first_token_s)
+        return 1 + (count - 1) * share
+
+
+class ContinuousEngine(InferenceEngine, Protocol):
+    """An engine that takes requests into its running batch as others end."""
+
+    def capacity(self) -> int:
+        """Requests that can run at once: its limit, or what its cache admits."""
+
+    def submit(self, request: Request) -> None:
+        """Put a request at the end of the queue."""
+
+    def step(self) -> list[Finished]:
+        """Go on until something has happened; gives the requests that ended by it, in order. Empty queue: nothing."""
+
+    def running(self) -> int:
+        """Requests that are being worked on."""
+
+    def waiting(self) -> int:
+        """Requests in the queue."""
+
+    def decoded(self) -> int | None:
+        """Output tokens that were produced since the engine was loaded; None if it tells a request's times only."""
+
+    def preemptions(self) -> int:
+        """How often a running request was put back since the engine was loaded."""
 
 
 @runtime_checkable

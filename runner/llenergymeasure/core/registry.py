@@ -101,6 +101,11 @@ def gpus_used(name: str, section: BaseModel | None) -> int | None:
     return None if spread else (plugin.gpu_count(section) or None)
 
 
+def is_continuous(name: str, section: BaseModel | None) -> bool:
+    """Whether an engine with these settings takes requests into its running batch as others end."""
+    return bool(getattr(_plugin("backends", name), "continuous", lambda _section: False)(section))
+
+
 def is_real(name: str) -> bool:
     """False for an engine that pretends: its results carry `synthetic: true`."""
     return bool(getattr(_plugin("backends", name), "REAL", True))
