@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
+from llenergymeasure import evidence
 from llenergymeasure.core.comparison import ENERGY, LATENCY, SPEED
 from llenergymeasure.core.errors import LLEMError, PreFlightError
 from llenergymeasure.core.manifest import StudyManifest
@@ -91,32 +92,49 @@ def notes(results: Sequence[ExperimentResult]) -> list[str]:
 
 def single(result: ExperimentResult) -> str:
     """The summary of one experiment."""
-    u = result.uncertainty
-    energy = number(result.energy_per_output_token_j)
-    if result.energy_per_output_token_j is not None and u.comparison is not None and u.absolute is not None:
-        energy += f"  (±{100 * u.comparison:.1f} % between configurations on this GPU, of which the run-to-run part is "
-        energy += f"{u.between_runs_source}; ±{100 * u.absolute:.0f} % absolute)"
     setup = f"{result.backend} {result.effective_config.get('precision')}"
     setup += f", batch {result.engine_effective['batch_size']}" if "batch_size" in result.engine_effective else ""
     lines = [
         ("model", f"{result.model}" + (f" @ {_short(result.model_revision)}" if result.model_revision else "")),
         ("configuration", setup),
         ("output tokens/s", number(result.tokens_per_second)),
-        ("J/output token", energy),
+        ("J/output token", _with_width(result.energy_per_output_token_j, result.uncertainty.comparison)),
         ("total energy (J)", number(result.energy_total_j)),
         ("baseline (W)", number(result.baseline_power_w)),
-        ("adjusted energy (J)", number(result.energy_adjusted_j)),
+        ("adjusted energy (J)", _with_width(result.energy_adjusted_j, result.uncertainty.adjusted_comparison)),
         *_by_phase(result),
         (
             "window (s)",
             f"{result.duration_s:.2f}, {result.requests} requests, {result.output_tokens} output tokens",
         ),
         ("batch latency p50 (ms)", number(result.latency.p50_ms if result.latency else None)),
+        *_rests_on(result),
         ("verdict", result.verdict.state + (" (synthetic: not a measurement)" if result.synthetic else "")),
     ]
     width = max(len(k) for k, _ in lines)
     text = [f"{k.ljust(width)}  {v}" for k, v in lines]
     return "\n".join([*text, *_why_not([result]), *notes([result])])
+
+
+def _with_width(value: float | None, relative: float | None) -> str:
+    """A figure with its 95 % half-width in a comparison on this GPU."""
+    return plus_minus(value, None if value is None or relative is None else abs(value) * relative)
+
+
+def _rests_on(result: ExperimentResult) -> list[tuple[str, str]]:
+    """What the joules rest on, as far as it is known."""
+    if result.energy_total_j is None:
+        return []
+    lines = [
+        ("uncertainty", evidence.uncertainty([result])),
+        ("its parts", evidence.budget([result])),
+        ("idle power", evidence.idle([result])),
+        ("second reading", evidence.second_reading([result])),
+        ("sensor", evidence.sensor([result])),
+        ("calibration", evidence.calibration([result])),
+        ("power cap", evidence.power_cap([result])),
+    ]
+    return [(name, text) for name, text in lines if text != DASH]
 
 
 def _by_phase(result: ExperimentResult) -> list[tuple[str, str]]:

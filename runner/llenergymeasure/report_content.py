@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from llenergymeasure import evidence
 from llenergymeasure.core.comparison import ENERGY, LATENCY, SPEED
 from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.result import ExperimentResult, StudyResult
@@ -18,7 +19,7 @@ from llenergymeasure.findings import (
     verdict_reasons,
     verdict_text,
 )
-from llenergymeasure.wording import DASH, counted, duration_text, number, percent
+from llenergymeasure.wording import DASH, counted, duration_text, number
 
 MOST_FAILURES = 100  # of one study; the CSV has them all
 VARIOUS_AT_MOST = 4  # different values of one fact in one line
@@ -176,9 +177,14 @@ def method(study: StudyResult, results: Sequence[ExperimentResult]) -> Facts:
         ("window", _window(results)),
         ("warm-up", _warm_up(results)),
         ("energy from", various(f"{r.energy_source} ({r.energy_kind})" for r in results if r.energy_source)),
+        ("sensor", evidence.sensor(results)),
+        ("calibration", evidence.calibration(results)),
         ("idle power", _baseline(results)),
+        ("power cap", evidence.power_cap(results)),
+        ("drift inside the window", evidence.drifts(results)),
         ("uncertainty", _uncertainty(results)),
-        ("second reading", _cross_check(results)),
+        ("its parts", evidence.budget(results)),
+        ("second reading", evidence.second_reading(results)),
     ]
     return [(name, text) for name, text in facts if text != DASH]
 
@@ -190,53 +196,32 @@ def _gaps(protocol: Mapping[str, Any]) -> str:
     return f"{number(config)} s between runs, {number(cycle)} s between cycles"
 
 
-def _range(values: Sequence[float], unit: str) -> str:
-    low, high = min(values), max(values)
-    one = number(low, 3) == number(high, 3)
-    return f"{number(low, 3)} {unit}" if one else f"{number(low, 3)} to {number(high, 3)} {unit}"
-
-
 def _window(results: Sequence[ExperimentResult]) -> str:
     if not results:
         return DASH
     modes = various(f"{r.measurement_methodology.replace('_', ' ')}, {r.window_mode or 'whole run'}" for r in results)
-    return f"{_range([r.duration_s for r in results], 's')} ({modes}); tokens by attention mask, never padding"
+    return f"{evidence.span([r.duration_s for r in results], 's')} ({modes}); tokens by attention mask, never padding"
 
 
 def _warm_up(results: Sequence[ExperimentResult]) -> str:
     passes = [r.warmup.iterations_completed for r in results if r.warmup]
     if not passes:
         return DASH
-    return f"{counted(passes[0], 'pass')} before the window" if len(set(passes)) == 1 else _range(passes, "passes")
+    return (
+        f"{counted(passes[0], 'pass')} before the window" if len(set(passes)) == 1 else evidence.span(passes, "passes")
+    )
 
 
 def _baseline(results: Sequence[ExperimentResult]) -> str:
-    known = [r for r in results if r.baseline_power_w is not None]
-    if not known:
-        return DASH
-    kinds = various(f"{r.energy_breakdown.baseline_kind}, {r.energy_breakdown.baseline_method}" for r in known)
-    watts = _range([r.baseline_power_w for r in known if r.baseline_power_w is not None], "W")
-    return f"{watts} ({kinds}); not subtracted from the ranking figure"
+    text = evidence.idle(results)
+    return text if text == DASH else f"{text}; not subtracted from the ranking figure"
 
 
 def _uncertainty(results: Sequence[ExperimentResult]) -> str:
-    known = [r.uncertainty for r in results if r.uncertainty.comparison is not None]
-    if not known:
-        return DASH
-    compared = max(u.comparison for u in known if u.comparison is not None)
-    text = f"up to ±{percent(compared)} (95 %) for one run compared with others on this GPU"
-    absolute = [u.absolute for u in known if u.absolute is not None]
-    if absolute:
-        text += f"; ±{percent(max(absolute))} absolute, because the sensor's gain is not calibrated"
-    return f"{text}; intervals over cycles are Student's t on runs in fresh processes"
-
-
-def _cross_check(results: Sequence[ExperimentResult]) -> str:
-    known = [r.cross_check for r in results if r.cross_check and r.cross_check.ratio is not None]
-    if not known:
-        return DASH
-    ratios = _range([c.ratio for c in known if c.ratio is not None], "of the first")
-    return f"{various(c.source for c in known)}: {ratios}; the same sensor, so blind to its gain"
+    text = evidence.uncertainty(results)
+    return (
+        text if text == DASH else f"of one run {text}; intervals over cycles are Student's t on runs in fresh processes"
+    )
 
 
 def environment(study: StudyResult, results: Sequence[ExperimentResult], tool_version: str) -> Facts:

@@ -39,8 +39,9 @@ Values = Sequence[tuple[float, float]]
 class CrossCheck(Record):
     """Second readings of the same energy as ratios to the first, by their names; `source` is the one furthest off.
 
-    `ratio` is that one's; `reason` says why a sensor, or all of them, gave none. `excess` is how far it lies from 1 beyond `allowance`, which is what steps of power at the
-    ends of a short window explain. `cannot_see` says what no such check finds.
+    `ratio` is that one's; `reason` says why a sensor, or all of them, gave none. `excess` is how far it lies from 1
+    beyond `allowance`, which is what steps of power at the ends of a short window explain. `cannot_see` says what no
+    such check finds.
     """
 
     source: str

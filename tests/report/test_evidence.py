@@ -1,0 +1,89 @@
+"""What joules rest on, in words: both uncertainties, both idles, sensors and checks; one run or several."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from core.test_result_records import result
+from llenergymeasure import evidence, report
+from llenergymeasure.core.result import ExperimentResult
+
+KNOWN: dict[str, Any] = {
+    "energy_total_j": 6000.0, "energy_per_output_token_j": 0.5, "energy_adjusted_j": 3000.0,
+    "energy_per_device_j": {"GPU-a": 6000.0}, "baseline_power_w": 121.5, "loaded_idle_power_w": 129.0,
+    "energy_breakdown": {"baseline_kind": "context", "baseline_method": "validated", "baseline_std_uncertainty_w": 0.7},
+    "uncertainty": {
+        "edge": 0.0002, "tokens": 0.0, "work": 0.001, "between_runs": 0.003, "between_runs_source": "measured",
+        "gain_limit": 0.1, "standard": 0.0032, "comparison": 0.0066, "absolute": 0.0952, "adjusted_comparison": 0.02,
+    },
+    "cross_check": {"source": "average power", "ratio": 0.9951, "excess": 0.001, "allowance": 0.004,
+                    "ratios": {"average power": 0.9951, "sample buffer": 1.0012}},
+    "conditions": {"power_cap_share": 1.0, "power_limit_w": 700.0, "power_drift": -0.012, "clock_drift": 0.001},
+    "sensors": {"GPU-a": {"period_s": 0.09999, "jitter_s": 0.0006, "edges": "quiet"}},
+}  # fmt: skip
+
+
+def run(**changes: Any) -> ExperimentResult:
+    return result(**{**KNOWN, **changes})
+
+
+ONE = [
+    ("uncertainty", ("±0.66 % (95 %) compared with other runs on this GPU; ±9.5 % absolute, because the sensor's gain is "
+     "not calibrated (±10 %)")),
+    ("budget", "edges 0.02 %, mix of work 0.1 %, run to run 0.3 % (measured)"),
+    ("idle", "122 W (context, validated) with a standard uncertainty of 0.7 W; 129 W with the engine loaded and waiting"),
+    ("second_reading", ("average power 0.9951, sample buffer 1.0012 times the counter; the same sensor as the counter, so "
+     "blind to an error of its gain")),
+    ("sensor", "the counter ticks every 100 ms, give or take 0.6 ms; quiet edges"),
+    ("calibration", "-"),
+    ("power_cap", "100 % of the window at a limit of 700 W"),
+    ("drifts", "power \N{MINUS SIGN}1.2 %, clocks +0.1 %"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), ONE, ids=[name for name, _ in ONE])
+def test_one_run_is_told(name: str, text: str) -> None:
+    """Each fact in a sentence with its figures."""
+    assert getattr(evidence, name)([run()]) == text
+
+
+@pytest.mark.parametrize("name", [name for name, _ in ONE])
+def test_what_is_not_known_is_a_dash(name: str) -> None:
+    """No sentence without a figure."""
+    assert getattr(evidence, name)([result()]) == "-"
+    assert getattr(evidence, name)([]) == "-"
+
+
+def test_several_runs_have_ranges_and_the_worst() -> None:
+    """Idle powers and ratios from least to largest; the widest uncertainty."""
+    check = {"source": "x", "ratio": 1.01, "ratios": {"average power": 1.01}}
+    other = run(
+        baseline_power_w=118.0, cross_check=check, uncertainty={"comparison": 0.02, "absolute": 0.1, "gain_limit": 0.1}
+    )
+    results: Sequence[ExperimentResult] = [run(), other]
+    assert evidence.uncertainty(results).startswith("up to ±2 % (95 %)")
+    assert evidence.idle(results).startswith("118 to 122 W (context, validated)")
+    assert evidence.second_reading(results).startswith("average power 0.9951 to 1.0100, sample buffer 1.0012 times")
+
+
+def test_a_calibration_is_told_with_the_joules_before_it() -> None:
+    """Gain, offset, raw joules, and the gain's own limit."""
+    known = run(
+        energy_uncalibrated_j=5800.0,
+        sensors={"GPU-a": {"gain": 1.035, "offset_w": -1.5}},
+        uncertainty={**KNOWN["uncertainty"], "gain_limit": 0.01},
+    )
+    assert evidence.calibration([known]) == "gain 1.03, offset -1.5 W; 5800 J as read"
+    assert "the sensor's gain is calibrated (±1 %)" in evidence.uncertainty([known])
+
+
+def test_the_terminal_shows_it_all() -> None:
+    """Both half-widths, both idles, second reading, verdict with its reason and fix."""
+    reason = {"code": "gpu_shared", "sentence": "Somebody else used GPU-a.", "fix": "end the other processes"}
+    text = report.single(run(verdict={"state": "invalid", "reasons": [reason]}))
+    for part in (
+        "0.5 ± 0.0033", "3000 ± 60", "±0.66 % (95 %)", "±9.5 % absolute", "129 W with the engine loaded", "0.9951",
+        "every 100 ms", "limit of 700 W", "invalid", "Somebody else used GPU-a.", "-> end the other processes",
+    ):  # fmt: skip
+        assert part in text
