@@ -46,7 +46,7 @@ def run() -> str:
     if not available.ok:
         return f"sensor self-test: not possible: {available.reason}; {available.fix}"
     try:
-        tests = [examine(d, position) for position, d in enumerate(visible_devices())]
+        tests = [examine(d, position, idle_s=IDLE_S) for position, d in enumerate(visible_devices())]
     except MeasurementError as err:
         return f"sensor self-test: not possible: {err}"
     lines = ["sensor self-test", *(line for t in tests for line in _lines(t))]
@@ -57,7 +57,7 @@ def run() -> str:
     return "\n".join(lines)
 
 
-def examine(device: Device, position: int, *, load: Load | None = None, idle_s: float = IDLE_S) -> SelfTest:
+def examine(device: Device, position: int, *, load: Load | None = None, idle_s: float) -> SelfTest:
     """Test one GPU, the `position`-th that CUDA sees; about 45 s with a load, 12 s without."""
     walls_s, processor_s = _call_costs(device)
     heard = _hear(device, position, load, idle_s)

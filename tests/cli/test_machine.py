@@ -126,3 +126,11 @@ def test_runner_flag_beats_environment_beats_user_config(
     for passed in (by_environment, by_flag):
         assert "no such folder" in passed.err
     assert {by_user.code, by_environment.code, by_flag.code} == {1}
+
+
+def test_the_self_test_follows_on_request_and_fails_nothing(quick_llem: Quick) -> None:
+    """Without a GPU the self-test is one sentence and the exit code stays 0; without the flag it is not there."""
+    ended = quick_llem("config", "--self-test", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1].startswith("sensor self-test: not possible: no NVIDIA GPU")
+    assert "self-test" not in quick_llem("config").out

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -223,6 +224,55 @@ def test_mean_power_is_known_while_recording(machine: Machine, source: Any) -> N
     now_s = time.monotonic()
     assert source.mean_power_w(start_s, now_s - 0.1) == pytest.approx(250.0, rel=0.02)
     assert source.mean_power_w(now_s + 100, now_s + 200) is None
+
+
+def test_a_long_windows_inside_is_recorded_sparsely_and_its_edges_wholly(machine: Machine, source: Any) -> None:
+    """Inside the main window one tick a second is enough; joules, guards and what comes after lose nothing."""
+    machine.play(Gpu(uuid=A, power=[(0.0, 300.0)]))
+    source.start(source.devices(), interval_s=0.1)
+    guard_s = source.guard_s()
+    time.sleep(guard_s)
+    start_s = source.open_window("window")
+    time.sleep(3.3)
+    end_s = source.close_window("window", "quiet")
+    time.sleep(guard_s)
+    record = source.stop()
+    series, (device,) = record.series[A], record.windows["window"]
+    assert device.edges == "quiet"
+    assert device.joules == pytest.approx(300.0 * (end_s - start_s), abs=4 * device.std_uncertainty_j)
+    assert (device.power_before_w, device.power_after_w) == pytest.approx((300, 300), rel=0.1)
+    inside = [t for t in series.ticks if start_s + 1 < t.t_s < end_s]
+    assert 1 <= len(inside) <= 8  # of 46
+    assert max(t.skipped for t in inside) >= 15
+    assert series.interior_gap_ticks(start_s, end_s) <= 1
+    assert guard_s == 1.0
+
+
+def test_attending_to_an_edge_records_every_tick_again(machine: Machine, source: Any) -> None:
+    """A loaded end of a long window has all its ticks if someone said in time that it comes."""
+    machine.play(Gpu(uuid=A, power=[(0.0, 300.0)], period_s=0.1))
+    source.start(source.devices(), interval_s=0.1)
+    start_s = source.open_window("window")
+    time.sleep(2.5)
+    source.attend()
+    time.sleep(0.9)
+    end_s = source.close_window("window", "loaded")
+    (device,) = source.stop().windows["window"]
+    assert device.reason is None
+    assert device.joules == pytest.approx(300.0 * (end_s - start_s), abs=4 * device.std_uncertainty_j)
+
+
+def test_the_record_has_all_that_the_driver_tells(machine: Machine, source: Any) -> None:
+    """Power buffer, occupants, throttle counters and facts of the sensor come with the joules, by device."""
+    machine.play(Gpu(uuid=A, pids=[77]), Gpu(uuid=B))
+    record, _ = _windows(source, 1.5)
+    assert {o.gpu_uuid for o in record.occupants} == {t.gpu_uuid for t in record.throttle} == {A, B}
+    assert {o.compute_pids for o in record.occupants if o.gpu_uuid == A} == {(77,)}
+    samples = record.samples[A]
+    assert len(samples) >= 50
+    assert all(a.t_s < b.t_s for a, b in pairwise(samples))
+    assert set(record.sensors) == {A, B}
+    assert record.sensors[A].sampler_processor_share is not None
 
 
 def test_ticks_are_found_near_their_moment(machine: Machine) -> None:

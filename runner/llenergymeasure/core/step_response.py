@@ -1,5 +1,6 @@
 """What a known load tells of an energy counter: how far it lags behind, and whether its joules are power times time."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
@@ -42,7 +43,7 @@ def lag(series: EnergySeries, bursts: Sequence[Burst]) -> Lag | None:
 def _seen_s(series: EnergySeries, step_s: float) -> float | None:
     """When the counter saw a step of power."""
     times, ticks = series.times_s, series.ticks
-    before = next((i for i in range(len(times) - 1, -1, -1) if times[i] <= step_s), -1) - OUT_TICKS + 1
+    before = bisect_right(times, step_s) - OUT_TICKS
     after = before + 2 * OUT_TICKS
     if before < LEVEL_TICKS or after + LEVEL_TICKS >= len(ticks):
         return None
