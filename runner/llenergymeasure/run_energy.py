@@ -98,4 +98,5 @@ def only(found: EnergyRecord, devices: Sequence[Device]) -> EnergyRecord:
         samples={u: s for u, s in found.samples.items() if u in own},
         occupants=tuple(o for o in found.occupants if o.gpu_uuid in own),
         throttle=tuple(t for t in found.throttle if t.gpu_uuid in own),
+        sensors={u: s for u, s in found.sensors.items() if u in own},
     )

@@ -1,5 +1,6 @@
 """Turns sensor readings and counter series into one row per second and GPU, from window start."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,16 +47,27 @@ def rows(
     found: list[dict[str, Any]] = []
     seconds = int(-(-window.duration_s // 1))
     devices = sorted({(r.gpu_index, r.gpu_uuid) for r in readings})
+    by_second = _by_second(window, readings)
+    ended = deque(sorted((g.end_s, g.output_tokens) for g in generations))
+    tokens = 0
     for second in range(seconds):
-        start_s = window.start_s + second
-        end_s = min(start_s + 1.0, window.end_s)
-        tokens = sum(g.output_tokens for g in generations if g.end_s <= end_s)
+        end_s = min(window.start_s + second + 1.0, window.end_s)
+        while ended and ended[0][0] <= end_s:
+            tokens += ended.popleft()[1]
         for index, uuid in devices:
-            inside = [r for r in readings if r.gpu_uuid == uuid and start_s <= r.t_s < end_s]
             found.append(
-                _row(second, index, uuid, inside)
+                _row(second, index, uuid, by_second.get((uuid, second), []))
                 | {"energy_j": _joules(series.get(uuid), window.start_s, end_s), "output_tokens": tokens}
             )
+    return found
+
+
+def _by_second(window: Window, readings: Sequence[Reading]) -> dict[tuple[str, int], list[Reading]]:
+    """The readings inside the window by GPU and started second; looked at once each, for windows of a day."""
+    found: dict[tuple[str, int], list[Reading]] = {}
+    for reading in readings:
+        if window.start_s <= reading.t_s < window.end_s:
+            found.setdefault((reading.gpu_uuid, int(reading.t_s - window.start_s)), []).append(reading)
     return found
 
 

@@ -108,3 +108,19 @@ def test_a_table_keeps_types_and_nulls() -> None:
     assert table.schema.field("gpu_uuid").type == pa.string()
     assert table.schema.field("output_tokens").type == pa.int64()
     assert table.to_pylist()[0]["temperature_c"] is None
+
+
+def test_a_long_window_is_read_once() -> None:
+    """A day has 86,400 rows and ten times as many readings: these are gone through a few times, not once per row."""
+
+    class Counted(list[Reading]):
+        rounds = 0
+
+        def __iter__(self) -> Any:
+            Counted.rounds += 1
+            return super().__iter__()
+
+    readings = Counted(_reading(0.5 + t, power_w=float(t)) for t in range(3600))
+    found = _rows(Window("window", 0.0, 3600.0), readings)
+    assert [r["power_w"] for r in found] == [float(t) for t in range(3600)]
+    assert Counted.rounds <= 3

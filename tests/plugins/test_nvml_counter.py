@@ -275,6 +275,16 @@ def test_the_record_has_all_that_the_driver_tells(machine: Machine, source: Any)
     assert record.sensors[A].sampler_processor_share is not None
 
 
+def test_a_recorded_counter_plays_back(machine: Machine, source: Any) -> None:
+    """A trace of (seconds, mJ) is a counter like any other: its joules come out, whatever its beat."""
+    now_s = time.monotonic()
+    trace = [(0.1 * i, 25_000.0 * i) for i in range(300)]  # 250 W
+    machine.play(Gpu(uuid=A, origin_s=now_s, trace=trace))
+    record, ((start_s, end_s),) = _windows(source, 1.0)
+    (device,) = record.windows["0"]
+    assert device.joules == pytest.approx(250.0 * (end_s - start_s), abs=4 * device.std_uncertainty_j)
+
+
 def test_ticks_are_found_near_their_moment(machine: Machine) -> None:
     """Between the last old and the first new value the sampler looks away for less than half a period."""
     machine.play(Gpu(period_s=0.1, phase_s=0.0))

@@ -72,3 +72,14 @@ def test_zeus_reads_this_runs_gpus_only(visible: str, uuids: list[str], machine:
     powers = {d["gpu_uuid"]: d["joules"] / (end_s - start_s) for d in story["windows"]["window"]}
     assert list(powers) == uuids
     assert powers == pytest.approx({u: watts[u] for u in uuids}, rel=0.15)
+
+
+@pytest.mark.parametrize("period_s", [0.05, 0.2])
+def test_zeus_edges_are_as_uncertain_as_the_counters_beat(period_s: float, machine: Machine, life: Life) -> None:
+    """u = tau / (T sqrt 6) with the period that our own series found, and the waiting power beside the window."""
+    machine.play(Gpu(uuid=A, power=[(0.0, 400.0)], period_s=period_s))
+    story = life("zeus", 1.5)
+    (start_s, end_s), (device,) = story["spans"]["window"], story["windows"]["window"]
+    by_hand = period_s / ((end_s - start_s) * 6**0.5) * device["joules"]
+    assert device["std_uncertainty_j"] == pytest.approx(by_hand, rel=0.05)
+    assert device["power_before_w"] == pytest.approx(400.0, rel=0.1)
