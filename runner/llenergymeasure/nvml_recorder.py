@@ -78,10 +78,18 @@ class Beat:
 
 @dataclass
 class _Look:
-    """The next tick to look for: when it should come, and whether those before it are left out on purpose."""
+    """The next tick to look for: when it should come, and how many before it are left out on purpose."""
 
     due_s: float
-    on_purpose: bool
+    left_out: int = 0
+
+    def skipped(self, passed: int) -> int:
+        """How many ticks before the one that was seen were left out on purpose, of those that passed.
+
+        One more than planned may have come before the first reading; any further are missing.
+        """
+        extra = passed - 1 - self.left_out
+        return self.left_out + extra if self.left_out and -self.left_out <= extra <= 1 else self.left_out
 
 
 class GpuRecorder:
@@ -113,7 +121,7 @@ class GpuRecorder:
         while not self._ended:
             if self._wake.is_set():
                 self._wake.clear()
-                look = self._next_look(was_sparse=look.on_purpose)
+                look = self._next_look(was_sparse=look.left_out > 0)
             now_s = time.monotonic()
             if now_s < look.due_s - LEAD_S:
                 self._idle(now_s, look.due_s - LEAD_S)
@@ -128,13 +136,14 @@ class GpuRecorder:
         """When the next tick is due that is wanted; at once while the beat is not known."""
         period_s, last_s = self._beat.period_s, self._beat.last_s
         if period_s is None:
-            return _Look(0.0, on_purpose=False)
+            return _Look(0.0)
         if self._sparse_after == 0:
-            return _Look(last_s + max(1, round(SPARSE_S / period_s)) * period_s, on_purpose=True)
+            left_out = max(0, round(SPARSE_S / period_s) - 1)
+            return _Look(last_s + (left_out + 1) * period_s, left_out)
         if was_sparse:  # some ticks have gone by on purpose: the next one that can be seen coming
             gone = int((time.monotonic() + LEAD_S - last_s) / period_s)
-            return _Look(last_s + (gone + 1) * period_s, on_purpose=gone > 0)
-        return _Look(last_s + period_s, on_purpose=False)
+            return _Look(last_s + (gone + 1) * period_s, gone)
+        return _Look(last_s + period_s)
 
     def _idle(self, now_s: float, until_s: float) -> None:
         """Read what is due and ends before polling starts, else sleep."""
@@ -150,12 +159,12 @@ class GpuRecorder:
         value = self._sensors.counter_mj()
         seen_s = time.monotonic()
         first_of_look = self._old_s < look.due_s - LEAD_S
-        if value == self._value or not self._known or (first_of_look and look.on_purpose):
+        if value == self._value or not self._known or (first_of_look and look.left_out):
             self._old_s, self._value, self._known = asked_s, value, True
             time.sleep(max(0.0, POLL_S - (seen_s - asked_s)))
             return False
         passed = self._beat.passed((self._old_s + seen_s) / 2)
-        tick = Tick(self._old_s, seen_s, value / 1e3, max(0, passed - 1) if look.on_purpose else 0)
+        tick = Tick(self._old_s, seen_s, value / 1e3, look.skipped(passed))
         write(self._out, "t", tick_fields(tick, value, seen_s - asked_s))
         self._beat.saw(tick)
         self._old_s, self._value = asked_s, value

@@ -232,6 +232,16 @@ def test_a_counter_that_stands_still_is_not_hammered(monkeypatch: pytest.MonkeyP
     assert sum(t.t_s > 1010.5 for t in found.ticks) >= 90
 
 
+def test_a_hole_is_a_hole_also_where_few_ticks_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A counter that showed nothing new for three seconds of a long window has a gap that is told."""
+    played = Played(monkeypatch, 30)
+    played.at(2, "sparse")
+    played.sensors.hidden = (1012.0, 1015.0)
+    series = EnergySeries(tuple(played.record().ticks))
+    assert series.interior_gap_ticks(1005, 1011) == 0
+    assert 18 <= series.interior_gap_ticks(1005, 1025) <= 32
+
+
 def test_another_beat_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     """A counter that suddenly ticks 40 ms earlier is lost for a moment and then found again."""
     played = Played(monkeypatch, 20)
