@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import scipy.stats
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llenergymeasure.core.uncertainty import (
+    IdleShare,
     OneRun,
     Part,
     Spread,
@@ -16,10 +18,10 @@ from llenergymeasure.core.uncertainty import (
     baseline_part,
     effective_freedom,
     half_width,
+    idle_part,
     mean_half_width,
     of_one_run,
     pooled,
-    shared_baseline_part,
     token_part,
     work_part,
 )
@@ -38,7 +40,6 @@ def test_terms_by_hand() -> None:
     assert token_part(None, 60.0) == 0.0
     assert work_part(-0.02) == pytest.approx(0.3 * 0.02 / math.sqrt(3))
     assert baseline_part(60.0, 2.0, 6000.0) == pytest.approx(0.02)
-    assert shared_baseline_part(60 / 6000, 60 / 5000, 2.0) == pytest.approx(2 * (60 / 5000 - 60 / 6000))
 
 
 def test_a_run_alone_assumes_one_per_cent_between_runs() -> None:
@@ -145,3 +146,27 @@ def test_mean_of_cycles_by_hand() -> None:
     assert mean_half_width([1.0, 2.0, 3.0], 0.5) == pytest.approx(t_975(nu) * standard, rel=1e-9)
     assert mean_half_width([1.0, 2.0, 3.0], 0.0) == pytest.approx(t_975(2) * chance, rel=1e-9)
     assert mean_half_width([1.0], 0.5) is None
+
+
+FIRST, SECOND = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
+A = IdleShare(60 / 6000, 2.0, frozenset({FIRST}), 5)
+IDLES = [
+    pytest.param(A, A, 0.0, id="the same work: the error of a shared baseline cancels"),
+    pytest.param(A, replace(A, seconds_per_joule=60 / 5000), 2 * (60 / 5000 - 60 / 6000), id="shared, other work"),
+    pytest.param(A, replace(A, measured=frozenset({SECOND})), math.sqrt(2) * 0.02, id="one baseline each"),
+    pytest.param(
+        replace(A, measured=frozenset({FIRST, SECOND}), runs=2),
+        replace(A, measured=frozenset({SECOND.replace(day=3)}), runs=1),
+        0.0,
+        id="one per run: repetition shows it",
+    ),
+    pytest.param(A, None, 0.0, id="unknown"),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "wanted"), IDLES)
+def test_what_a_comparison_of_adjusted_joules_owes_to_the_idle_power(
+    a: IdleShare, b: IdleShare | None, wanted: float
+) -> None:
+    """|T_A/E_A - T_B/E_B| u(P_b) for a baseline that both share, both errors for two, nothing that repetition shows."""
+    assert idle_part(a, b) == pytest.approx(wanted)

@@ -16,9 +16,10 @@ from pydantic import Field
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.statistics import CONFIDENCE_TAIL, student_t
 from llenergymeasure.core.two_way import TwoWayFit, fit_two_way
-from llenergymeasure.core.uncertainty import GAIN_LIMIT
+from llenergymeasure.core.uncertainty import GAIN_LIMIT, IdleShare, Part, half_width, idle_part
 
 ENERGY, SPEED, LATENCY = "energy_per_output_token_j", "tokens_per_second", "latency.p50_ms"
+ADJUSTED = "energy_adjusted_per_output_token_j"
 LOWER_IS_BETTER: Mapping[str, bool] = {ENERGY: True, SPEED: False, LATENCY: True}
 """The quantities that are compared, and in which direction."""
 
@@ -47,7 +48,8 @@ class PairComparison(Record):
     """Configuration b against a: `ratio` is b ÷ a, with its 95 % interval over all claims made together.
 
     `largest_difference` is the fraction that the interval still allows; `gain_allowance` the half-width of ln(ratio)
-    that comes from uncalibrated sensors of different boards, 0 on one board.
+    that comes from uncalibrated sensors of different boards, 0 on one board. `idle_power_part` is the standard
+    uncertainty of ln(ratio) from the idle powers that were subtracted, 0 for joules as they were counted.
     """
 
     a_hash: str
@@ -61,6 +63,7 @@ class PairComparison(Record):
     finding: Finding
     largest_difference: float
     gain_allowance: float = 0.0
+    idle_power_part: float = 0.0
 
 
 class QuantityComparison(Record):
@@ -149,14 +152,26 @@ def apart(a: LogMean, b: LogMean, *, claims: int = 1, gain_allowance: float = 0.
     return Interval.around(b.value - a.value, math.hypot(spread, gain_allowance))
 
 
-def in_blocks(fit: TwoWayFit, a: int, b: int, *, claims: int = 1, gain_allowance: float = 0.0) -> Interval | None:
-    """b ÷ a over the cycles that have both; None with fewer than two, or with nothing to estimate a spread from."""
+def in_blocks(
+    fit: TwoWayFit, a: int, b: int, *, claims: int = 1, gain_allowance: float = 0.0, shared: float = 0.0
+) -> Interval | None:
+    """b ÷ a over the cycles that have both; None with fewer than two, or with nothing to estimate a spread from.
+
+    Args:
+        fit: Logarithms by configuration and cycle.
+        a: Position of the reference.
+        b: Position of the other.
+        claims: Claims that are made together.
+        gain_allowance: Half-width of ln(b ÷ a) from different boards.
+        shared: Standard uncertainty of ln(b ÷ a) that is the same in every cycle, such as that of a shared baseline.
+
+    """
     common = shared_cycles(fit, a, b)
     if len(common) < 2 or not fit.spreads:
         return None
     log_ratio = fmean(fit.values[b][c] - fit.values[a][c] for c in common)
-    t = student_t(1 - CONFIDENCE_TAIL / claims, fit.degrees_of_freedom)
-    spread = t * math.sqrt((fit.spreads[a] + fit.spreads[b]) / len(common))
+    chance = Part(math.sqrt((fit.spreads[a] + fit.spreads[b]) / len(common)), fit.degrees_of_freedom)
+    spread = half_width([chance, Part(shared)], claims=claims)
     return Interval.around(log_ratio, math.hypot(spread, gain_allowance))
 
 
@@ -209,6 +224,7 @@ def compare_all(
     order: str,
     lower_is_better: Mapping[str, bool],
     boards: Mapping[str, Mapping[int, Shares]] | None = None,
+    idles: Mapping[str, Mapping[int, IdleShare]] | None = None,
 ) -> list[QuantityComparison]:
     """Compare the configurations of a study in each quantity.
 
@@ -219,10 +235,11 @@ def compare_all(
         order: The study's cycle_order.
         lower_is_better: By quantity.
         boards: By quantity and position, for quantities that depend on a board's gain: share of each GPU.
+        idles: Likewise for quantities from which an idle power was subtracted.
 
     """
     return [
-        _Quantity(name, figures, hashes, summaries, (boards or {}).get(name, {})).compared(
+        _Quantity(name, figures, hashes, summaries, (boards or {}).get(name, {}), (idles or {}).get(name, {})).compared(
             order, lower_is_better=lower_is_better[name]
         )
         for name, figures in values.items()
@@ -236,6 +253,7 @@ class _Quantity:
     hashes: Sequence[str]
     summaries: Sequence[str]
     boards: Mapping[int, Shares]
+    idles: Mapping[int, IdleShare]
 
     def compared(self, order: str, *, lower_is_better: bool) -> QuantityComparison:
         reason = no_claim(self.figures, order)
@@ -277,7 +295,8 @@ class _Quantity:
 
     def _pair(self, fit: TwoWayFit, a: int, b: int, claims: int) -> PairComparison | None:
         allowance = gain_allowance(self.boards.get(a, {}), self.boards.get(b, {}), claims=claims)
-        found = in_blocks(fit, a, b, claims=claims, gain_allowance=allowance)
+        shared = idle_part(self.idles.get(a), self.idles.get(b))
+        found = in_blocks(fit, a, b, claims=claims, gain_allowance=allowance, shared=shared)
         if found is None:
             return None
         return PairComparison(
@@ -292,6 +311,7 @@ class _Quantity:
             finding=found.finding,
             largest_difference=found.largest_difference,
             gain_allowance=allowance,
+            idle_power_part=shared,
         )
 
     def _why(self, position: int, fit: TwoWayFit) -> str:

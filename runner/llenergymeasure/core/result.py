@@ -107,8 +107,8 @@ class Sensor(Record):
     """One GPU's energy counter: what the recording showed of it, how the window was cut, what corrected it.
 
     `period_s` is the median distance of its ticks, `jitter_s` the standard deviation of a tick's moment in this run,
-    `jitter_used_s` the one in the uncertainty of the edges; `power_before_w` and `power_after_w` are the mean powers of
-    the guards around the window, in which the engine waited.
+    `jitter_used_s` the one in the uncertainty of the edges, `lag_s` what a self-test found. `power_before_w` and
+    `power_after_w` are the mean powers of the guards around the window, in which the engine waited.
     """
 
     period_s: float | None = None
@@ -117,6 +117,7 @@ class Sensor(Record):
     jitter_source: str | None = None
     reading_width_s: float | None = None
     call_s: float | None = None
+    lag_s: float | None = None
     ticks: int | None = None
     sampler_processor_share: float | None = None
     edges: str | None = None

@@ -1,8 +1,10 @@
 """What a study's repeated results say: statistics of each configuration, and what sets configurations apart."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 
 from llenergymeasure.core.comparison import (
+    ADJUSTED,
     ENERGY,
     LOWER_IS_BETTER,
     QuantityComparison,
@@ -10,7 +12,8 @@ from llenergymeasure.core.comparison import (
     compare_all,
 )
 from llenergymeasure.core.result import JUDGED, ExperimentResult, ExperimentStatistics, quantity
-from llenergymeasure.core.statistics import statistic
+from llenergymeasure.core.statistics import Statistic, statistic
+from llenergymeasure.core.uncertainty import IdleShare, mean_half_width
 
 STATISTICS_OVER = (
     "energy_per_output_token_j",
@@ -22,6 +25,9 @@ STATISTICS_OVER = (
     "latency.p50_ms",
     "latency.p95_ms",
 )
+
+COMPARED = {**LOWER_IS_BETTER, ADJUSTED: True}
+"""The quantities that a study compares, and in which direction."""
 
 Cycles = Mapping[int, ExperimentResult]
 """Results of one configuration by cycle."""
@@ -43,14 +49,46 @@ def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResu
         summary=summary,
         cycles_completed=len(found),
         verdicts=verdicts,
-        statistics={k: s for k, v in columns.items() if (s := statistic(v)) is not None},
+        statistics={k: s for k, v in columns.items() if (s := _statistic(k, v, believed)) is not None},
+    )
+
+
+def _statistic(name: str, values: Sequence[float], results: Sequence[ExperimentResult]) -> Statistic | None:
+    """Statistic of a quantity; adjusted joules have the error of a baseline that their runs share beside their spread.
+
+    That error is the same in every cycle: u² = s²/n + u_sys² (measurement.md §5).
+    """
+    found, idle = statistic(values), idle_share(results) if name == ADJUSTED else None
+    if found is None or found.n < 2 or idle is None:
+        return found
+    return found.model_copy(update={"half_width_95": mean_half_width(values, abs(found.mean) * idle.systematic)})
+
+
+def idle_share(results: Iterable[ExperimentResult]) -> IdleShare | None:
+    """How much the adjusted joules of these runs hang on their idle powers; None where one of them does not tell."""
+    adjusted = [r for r in results if r.energy_adjusted_j is not None]
+    known = [
+        (r.duration_s / r.energy_adjusted_j, b.baseline_std_uncertainty_w, b.baseline_timestamp)
+        for r in adjusted
+        if (b := r.energy_breakdown).baseline_std_uncertainty_w is not None
+        and b.baseline_timestamp is not None
+        and r.energy_adjusted_j is not None
+        and r.energy_adjusted_j > 0
+    ]
+    if not known or len(known) < len(adjusted):
+        return None
+    return IdleShare(
+        fmean(share for share, _, _ in known),
+        max(std_w for _, std_w, _ in known if std_w is not None),
+        frozenset(when for _, _, when in known if when is not None),
+        len(known),
     )
 
 
 def comparisons_of(
     groups: Mapping[int, Cycles], hashes: Sequence[str], summaries: Sequence[str], order: str
 ) -> list[QuantityComparison]:
-    """Compare a study's configurations in joules per output token, speed and latency.
+    """Compare a study's configurations in joules per output token, speed, latency, and adjusted joules where known.
 
     Args:
         groups: Results by position of the configuration and cycle.
@@ -59,10 +97,19 @@ def comparisons_of(
         order: The study's cycle_order.
 
     """
-    values = {name: {i: figures(cycles, name) for i, cycles in groups.items()} for name in LOWER_IS_BETTER}
-    boards = {ENERGY: {i: board_shares(believed(cycles).values()) for i, cycles in groups.items()}}
+    values = {name: {i: figures(cycles, name) for i, cycles in groups.items()} for name in COMPARED}
+    if not any(values[ADJUSTED].values()):
+        del values[ADJUSTED]
+    boards = {i: board_shares(believed(cycles).values()) for i, cycles in groups.items()}
+    idles = {i: share for i, cycles in groups.items() if (share := idle_share(believed(cycles).values())) is not None}
     return compare_all(
-        values, hashes=hashes, summaries=summaries, order=order, lower_is_better=LOWER_IS_BETTER, boards=boards
+        values,
+        hashes=hashes,
+        summaries=summaries,
+        order=order,
+        lower_is_better=COMPARED,
+        boards={ENERGY: boards, ADJUSTED: boards},
+        idles={ADJUSTED: idles},
     )
 
 

@@ -9,6 +9,7 @@ uncertain by a larger fraction of the adjusted ones.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from statistics import fmean
 from typing import Literal
 
@@ -158,16 +159,39 @@ def baseline_part(window_s: float, baseline_std_w: float, adjusted_j: float) -> 
     return window_s * baseline_std_w / abs(adjusted_j)
 
 
-def shared_baseline_part(a_s_per_j: float, b_s_per_j: float, baseline_std_w: float) -> float:
-    """Standard uncertainty of ln(A/B) of two adjusted results that share a baseline: |T_A/E_A - T_B/E_B| u(P_b).
+@dataclass(frozen=True)
+class IdleShare:
+    """How much adjusted joules hang on the idle power that was subtracted.
 
     Args:
-        a_s_per_j: Length of A's window over its adjusted joules.
-        b_s_per_j: Likewise of B.
-        baseline_std_w: u(P_b), W.
+        seconds_per_joule: T/E_adj, mean over the runs.
+        std_w: u(P_b), W.
+        measured: When the idle powers were measured that these runs subtracted.
+        runs: How many runs there are.
 
     """
-    return abs(a_s_per_j - b_s_per_j) * baseline_std_w
+
+    seconds_per_joule: float
+    std_w: float
+    measured: frozenset[datetime]
+    runs: int
+
+    @property
+    def systematic(self) -> float:
+        """Relative standard uncertainty that repetition does not show; 0 where every run measured its own idle."""
+        return self.seconds_per_joule * self.std_w if len(self.measured) < self.runs else 0.0
+
+
+def idle_part(a: IdleShare | None, b: IdleShare | None) -> float:
+    """Standard uncertainty of ln(A/B) of adjusted joules from their idle powers, beyond what repetition shows.
+
+    |T_A/E_A - T_B/E_B| u(P_b) where they share a baseline: its error then meets both alike.
+    """
+    if a is None or b is None:
+        return 0.0
+    if a.measured & b.measured:
+        return abs(a.seconds_per_joule - b.seconds_per_joule) * max(a.std_w, b.std_w)
+    return math.hypot(a.systematic, b.systematic)
 
 
 def combined(parts: Sequence[Part]) -> float:
@@ -181,9 +205,9 @@ def effective_freedom(parts: Sequence[Part]) -> float:
     return max(1.0, combined(parts) ** 4 / below) if below > 0 else math.inf
 
 
-def half_width(parts: Sequence[Part]) -> float:
-    """U = t.975(nu_eff) u: the 95 % half-width of parts taken together."""
-    return student_t(1 - CONFIDENCE_TAIL, effective_freedom(parts)) * combined(parts)
+def half_width(parts: Sequence[Part], *, claims: int = 1) -> float:
+    """U = t.975(nu_eff) u: the 95 % half-width of parts taken together, over so many claims made together."""
+    return student_t(1 - CONFIDENCE_TAIL / claims, effective_freedom(parts)) * combined(parts)
 
 
 def with_gain(comparison: float, gain_limit: float) -> float:
