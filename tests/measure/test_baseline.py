@@ -3,7 +3,7 @@
 import ctypes
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +14,9 @@ import pytest
 
 from fakes.nvml_script import Gpu, Machine
 from llenergymeasure import baseline, idle_power
+from llenergymeasure.backends import synthetic
 from llenergymeasure.core.config import ExperimentConfig
+from llenergymeasure.core.contracts import Generation, Request
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.gpu_settings import GpuSettings
@@ -374,3 +376,30 @@ def test_an_unstable_baseline_is_a_warning_of_the_result(
     assert result.energy_breakdown.baseline_drift_w == pytest.approx(-5.0, abs=1.0)
     assert result.energy_breakdown.baseline_temperature_c == 55
     assert result.energy_breakdown.baseline_std_uncertainty_w > 5.0 / 12**0.5 * 0.8
+
+
+def test_the_loaded_idle_comes_from_the_guard_before_the_window(
+    on_gpu: Callable[..., Measured], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kind: loaded costs no time of its own: it is the power of the waiting engine, 130 W here, work at 500 W."""
+    idle_w, work_w = 130.0, 500.0
+
+    class Drawing(synthetic.Engine):
+        """The pretended engine, whose work the scripted GPU draws power for."""
+
+        def generate(self, batch: Sequence[Request]) -> Generation:
+            """Work for 2.5 s at 500 W."""
+            begin_s = time.monotonic()
+            steps = [(0.0, idle_w), (begin_s, work_w), (begin_s + 2.5, idle_w)]
+            machine.play(Gpu(uuid=A, power=steps, period_s=0.05, origin_s=origin_s))
+            time.sleep(2.5)
+            return Generation(tuple(batch), tuple((1,) for _ in batch), begin_s, time.monotonic())
+
+    origin_s = time.monotonic() - 1000.0
+    machine.play(Gpu(uuid=A, power=[(0.0, idle_w)], period_s=0.05, origin_s=origin_s))
+    monkeypatch.setattr(synthetic, "Engine", Drawing)
+    result = on_gpu(n=1, warmup={"enabled": False}, baseline={"enabled": True, "kind": "loaded"}).result
+    assert (result.energy_breakdown.baseline_kind, result.energy_breakdown.baseline_method) == ("loaded", "fresh")
+    assert result.baseline_power_w == pytest.approx(idle_w, rel=0.02)
+    assert result.energy_adjusted_j == pytest.approx((work_w - idle_w) * result.duration_s, rel=0.03)
+    assert not (cache_dir() / "baselines.json").exists()

@@ -2,14 +2,17 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from llenergymeasure import window
+from llenergymeasure.core.config import ExperimentConfig
+from llenergymeasure.core.contracts import Generation, Request
 from llenergymeasure.measure import Measured
-from llenergymeasure.phases import PHASES
+from llenergymeasure.phases import PHASES, Phases, silent
 from llenergymeasure.recording import from_json
 
 Run = Callable[..., Measured]
@@ -197,3 +200,90 @@ def test_where_each_value_came_from_is_recorded(run: Run) -> None:
     provenance = run(n=2, synthetic={"batch_size": 2}).result.parameter_provenance
     assert provenance["n"] == provenance["synthetic.batch_size"] == "set"
     assert provenance["max_output_tokens"] == provenance["synthetic.decode_ms_per_step"] == "default"
+
+
+@dataclass
+class Quiet:
+    """An engine, a clock and an energy source in one: what happens is noted with its instant."""
+
+    now_s: float = 100.0
+    guard_s: float = 1.5
+    story: list[tuple[str, float]] = field(default_factory=list)
+    CLOCK_BOOTTIME = CLOCK_MONOTONIC = 0
+    source = None
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def clock_gettime(self, _clock: int) -> float:
+        return self.now_s
+
+    def _note(self, what: str) -> float:
+        self.story.append((what, self.now_s))
+        return self.now_s
+
+    def note_processes(self) -> None:
+        self._note("processes")
+
+    def attend(self) -> None:
+        self._note("attend")
+
+    def open(self, name: str) -> float:
+        return self._note(f"open {name}")
+
+    def close(self, name: str, edges: str) -> float:
+        return self._note(f"close {name} {edges}")
+
+    def generate(self, batch: Sequence[Request]) -> Generation:
+        self._note("work")
+        self.now_s += 2.0
+        return Generation(tuple(batch), tuple((1,) for _ in batch), self.now_s - 2.0, self.now_s)
+
+
+def test_the_engine_waits_on_both_sides_of_the_window(
+    config: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard, window, guard: nothing works in between, every tick is asked for near both edges, processes are noted."""
+    quiet: Any = Quiet()
+    monkeypatch.setattr(window, "time", quiet)
+    batches = [(Request(0, (1,), 1),), (Request(1, (1,), 1),)]
+    spec = config(measurement={"min_duration_seconds": 9})
+    fed = window.passes(spec, quiet, quiet, batches, Phases(silent))
+    assert quiet.story == [
+        ("processes", 100.0),
+        ("attend", 100.0),
+        ("open window", 101.5),
+        *[("work", 101.5 + 2 * i) for i in range(3)],
+        ("attend", 107.5),  # 3 s are left: with batches of 2 s the next but one may be the last
+        *[("work", 107.5 + 2 * i) for i in range(2)],
+        ("close window quiet", 111.5),
+        ("processes", 113.0),
+    ]
+    assert (fed.window.start_s, fed.window.end_s, len(fed.generations)) == (101.5, 111.5, 5)
+    assert (fed.work.mode, fed.work.edges, fed.work.itl_s, fed.suspended_s) == ("passes", "quiet", None, 0.0)
+
+
+@pytest.mark.parametrize(("slept_s", "refused"), [(0.0, False), (0.4, False), (7.0, True)])
+def test_a_window_in_which_the_host_slept_is_invalid(
+    slept_s: float, refused: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time that passes for the machine but not for its clock makes the window worthless."""
+    told = iter([3.0, 3.0 + slept_s])
+    monkeypatch.setattr(window, "asleep_s", lambda: next(told))
+    codes = [r.code for r in run(measurement={"min_duration_seconds": 0.3}).result.verdict.reasons]
+    assert ("suspended" in codes) is refused
+
+
+def test_the_hosts_sleep_is_read_from_its_clocks() -> None:
+    """Differences count; a host that is awake adds nothing."""
+    assert window.asleep_s() == pytest.approx(window.asleep_s(), abs=0.01)
+
+
+def test_how_it_settled_is_in_the_result(run: Run) -> None:
+    """Also that nothing was waited for, and why."""
+    settle = run().result.settle
+    assert settle is not None
+    assert (settle.settled, settle.seconds, settle.reason) == (None, 0.0, "no GPU")

@@ -173,9 +173,10 @@ def test_a_known_baseline_is_that_of_the_gpus_that_hold_the_model(
 ) -> None:
     """The idle power that is subtracted covers the boards whose joules count, and no other."""
     _place((1,), monkeypatch)
-    machine.play(Gpu(uuid=A), Gpu(uuid=B))
+    machine.play(*(Gpu(uuid=u, power=[(0.0, w)]) for u, w in KNOWN_IDLE.items()))  # as the spot check finds them
     result = on_gpu(**_pytorch(tiny_model, device_map="auto"), **known_idle).result
     assert list(result.energy_per_device_j or {}) == [B]
+    assert result.energy_breakdown.baseline_method == "validated"
     assert result.baseline_power_w == KNOWN_IDLE[B]
 
 
