@@ -80,9 +80,9 @@ class Sensors:
     def power_samples(self) -> list[PowerSample]:
         """What the driver's own power buffer gained since the last call; its wall-clock times become monotonic."""
         found = self._since("nvmlDeviceGetSamples", self._lib.NVML_TOTAL_POWER_SAMPLES, self._samples_until_us)
-        if not found:
+        kind, samples = found or (0, [])
+        if not samples:
             return []
-        kind, samples = found
         to_monotonic_s = time.monotonic() - time.time()
         self._samples_until_us = max(s.timeStamp for s in samples)
         read = ((s.timeStamp / 1e6 + to_monotonic_s, self._number(kind, s.sampleValue)) for s in samples)
@@ -119,7 +119,8 @@ class Sensors:
             code = getattr(err, "value", None)
             if code in (lib.NVML_ERROR_NOT_SUPPORTED, lib.NVML_ERROR_FUNCTION_NOT_FOUND, lib.NVML_ERROR_NO_PERMISSION):
                 self._lacking.add(known_as)
-            return nothing if code == lib.NVML_ERROR_NOT_FOUND else None
+            # nvidia-ml-py raises "success", too, where a list of processes turns out to be empty
+            return nothing if code in (lib.NVML_ERROR_NOT_FOUND, lib.NVML_SUCCESS) else None
         except (AttributeError, lib.NVMLLibraryMismatchError):  # the library or the driver is older than the call
             self._lacking.add(known_as)
             return None

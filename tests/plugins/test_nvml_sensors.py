@@ -123,6 +123,20 @@ def test_power_samples_are_monotonic_and_come_once(sensors: Made) -> None:
     assert sensors(missing=["nvmlDeviceGetSamples"]).power_samples() == []
 
 
+def test_an_empty_buffer_is_nothing_new(sensors: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-ml-py gives an empty list of samples, and raises "success" for an empty list of processes."""
+    found = sensors()
+    lib = found._lib
+
+    def success(*_arguments: Any) -> Any:
+        raise lib.NVMLError(lib.NVML_SUCCESS)
+
+    monkeypatch.setattr(lib, "nvmlDeviceGetSamples", lambda *_arguments: (1, []))
+    monkeypatch.setattr(lib, "nvmlDeviceGetProcessUtilization", success)
+    assert found.power_samples() == []
+    assert found.occupants().busy_pids == ()
+
+
 def test_a_sensor_that_fails_once_is_none_once(sensors: Made) -> None:
     """An unknown error gives None for that reading and does not end the sensor."""
     begin_s = time.monotonic()
