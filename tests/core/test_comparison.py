@@ -178,6 +178,17 @@ def test_an_estimated_spread_of_single_runs_widens_their_interval() -> None:
     assert math.log(found.high / found.ratio) == pytest.approx(2.085963 * 0.01 * math.sqrt(2), rel=1e-6)
 
 
+def test_what_all_cycles_share_widens_an_interval_beside_their_spread() -> None:
+    """0.3 % that repetition does not show: its normal half-width in quadrature with the t-interval of the cycles."""
+    fit = fit_logs({0: {1: 2.00, 2: 2.02, 3: 1.99}, 1: {1: 2.11, 2: 2.10, 3: 2.12}})
+    plain, wider = in_blocks(fit, 0, 1), in_blocks(fit, 0, 1, shared=0.003)
+    assert plain is not None
+    assert wider is not None
+    assert wider.ratio == plain.ratio
+    widths = [math.log(found.high / found.ratio) for found in (plain, wider)]
+    assert widths[1] == pytest.approx(math.hypot(widths[0], 1.959964 * 0.003), rel=1e-6)
+
+
 # What must not matter.
 
 tables = st.integers(2, 6).flatmap(

@@ -25,6 +25,7 @@ class Life:
     exit_code: int = 0
     seconds: float = 20.0
     verdict: str = "valid"
+    reasons: tuple[str, ...] = ()  # codes of the verdict
     says: str | None = None  # instead of a termination record
     reason: str = "Completed"  # the container's, e.g. OOMKilled
     rejected: str = ""  # why no pod is admitted
@@ -342,6 +343,7 @@ def _record(run: str, attempt: int, node: str, begin: datetime, life: Life) -> s
         size_bytes=9000,
         schema_version="3.0",
         verdict=life.verdict,
+        reasons=life.reasons,
         window_start=begin,
         window_end=virtual_time.now(),
         numbers=Numbers(

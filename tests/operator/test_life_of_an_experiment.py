@@ -15,7 +15,7 @@ from fakes.world import World, said, study
 from llem_operator.api import ApiError
 
 OOM = Life(exit_code=137, reason="OOMKilled", says="")
-BAD = Life(verdict="invalid")
+BAD = Life(verdict="invalid", reasons=("gpu_shared", "throttled"))
 
 
 def lives(*each: Life) -> Script:
@@ -123,6 +123,8 @@ def test_an_invalid_result_is_kept_and_marked() -> None:
         await world.until_over()
         status = world.study()["status"]
         assert said(world.experiment()["status"])["MeasurementValid"] == ("False", "VerdictInvalid")
+        told = {c["type"]: c["message"] for c in world.experiment()["status"]["conditions"]}
+        assert told["MeasurementValid"].startswith("verdict invalid: gpu_shared, throttled")
         assert said(world.experiment()["status"])["Succeeded"] == ("True", "ResultStored")
         assert (status["counts"]["completed"], status["counts"]["invalid"]) == (1, 1)
         assert "best" not in status

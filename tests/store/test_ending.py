@@ -9,6 +9,7 @@ import pytest
 from llenergymeasure import ending
 from llenergymeasure.core.result import EnergyBreakdown
 from llenergymeasure.core.termination import MAX_BYTES, parse_termination
+from llenergymeasure.core.verdict import Verdict
 from llenergymeasure.measure import Measured
 from llenergymeasure.object_store import Stored
 from store.pods import changed
@@ -177,3 +178,12 @@ def test_secrets_are_cleaned_by_value_and_by_look() -> None:
     )
 
     assert text == "used *** and *** at /var/run/llem/store, password=***"
+
+
+def test_the_record_names_the_verdicts_reasons(measured: Measured) -> None:
+    """Their codes, five at most: the condition on the cluster tells them."""
+    reasons = [{"code": f"code_{i}", "sentence": "x", "fix": "y"} for i in range(7)]
+    result = changed(measured.result, verdict=Verdict.model_validate({"state": "invalid", "reasons": reasons}))
+    record = ending.stored_record(result, STORED)
+    assert record.reasons == ("code_0", "code_1", "code_2", "code_3", "code_4")
+    assert parse_termination(record.to_message()) == record

@@ -16,7 +16,7 @@ from pydantic import Field
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.statistics import CONFIDENCE_TAIL, student_t
 from llenergymeasure.core.two_way import TwoWayFit, fit_two_way
-from llenergymeasure.core.uncertainty import GAIN_LIMIT, IdleShare, Part, half_width, idle_part
+from llenergymeasure.core.uncertainty import GAIN_LIMIT, IdleShare, idle_part
 
 ENERGY, SPEED, LATENCY = "energy_per_output_token_j", "tokens_per_second", "latency.p50_ms"
 ADJUSTED = "energy_adjusted_per_output_token_j"
@@ -170,9 +170,11 @@ def in_blocks(
     if len(common) < 2 or not fit.spreads:
         return None
     log_ratio = fmean(fit.values[b][c] - fit.values[a][c] for c in common)
-    chance = Part(math.sqrt((fit.spreads[a] + fit.spreads[b]) / len(common)), fit.degrees_of_freedom)
-    spread = half_width([chance, Part(shared)], claims=claims)
-    return Interval.around(log_ratio, math.hypot(spread, gain_allowance))
+    chance = math.sqrt((fit.spreads[a] + fit.spreads[b]) / len(common))
+    spread = student_t(1 - CONFIDENCE_TAIL / claims, fit.degrees_of_freedom) * chance
+    # half-widths, not variances: effective degrees of freedom would take too much off the t of two or three
+    known = student_t(1 - CONFIDENCE_TAIL / claims, math.inf) * shared
+    return Interval.around(log_ratio, math.hypot(spread, known, gain_allowance))
 
 
 def shared_cycles(fit: TwoWayFit, a: int, b: int) -> list[int]:

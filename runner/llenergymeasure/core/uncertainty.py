@@ -205,9 +205,9 @@ def effective_freedom(parts: Sequence[Part]) -> float:
     return max(1.0, combined(parts) ** 4 / below) if below > 0 else math.inf
 
 
-def half_width(parts: Sequence[Part], *, claims: int = 1) -> float:
-    """U = t.975(nu_eff) u: the 95 % half-width of parts taken together, over so many claims made together."""
-    return student_t(1 - CONFIDENCE_TAIL / claims, effective_freedom(parts)) * combined(parts)
+def half_width(parts: Sequence[Part]) -> float:
+    """U = t.975(nu_eff) u: the 95 % half-width of parts taken together."""
+    return student_t(1 - CONFIDENCE_TAIL, effective_freedom(parts)) * combined(parts)
 
 
 def with_gain(comparison: float, gain_limit: float) -> float:
