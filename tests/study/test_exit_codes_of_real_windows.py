@@ -35,9 +35,9 @@ def test_failed_sensor_is_15(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_idle_that_could_not_be_counted_is_null_with_the_reason(tmp_path: Path) -> None:
-    """A baseline too short for the counter's pace costs the adjusted energy, not the whole measurement."""
+    """A counter that stands still while idle costs the adjusted energy, not the whole measurement."""
     idle = {"enabled": True, "duration_seconds": 5}
-    body = over(FAST, {"baseline": idle, "energy": {"simulated": {"tick_ms": 1000}}})
+    body = over(FAST, {"baseline": idle, "energy": {"simulated": {"idle_power_w": 0.0, "tick_ms": 10}}})
 
     ended = llem("experiment", cwd=tmp_path, env={"LLEM_EXPERIMENT": json.dumps(body)})
 

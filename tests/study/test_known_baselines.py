@@ -9,8 +9,9 @@ import pytest
 
 from cli.process import FAST, over
 from fakes.nvml_script import Gpu, Machine, install
-from llenergymeasure import ExperimentConfig, baseline
+from llenergymeasure import ExperimentConfig, ExperimentResult, baseline
 from llenergymeasure.core.errors import MeasurementError
+from llenergymeasure.core.result import EnergyBreakdown
 from llenergymeasure.gpu_settings import read_settings
 from llenergymeasure.known_baselines import KnownBaselines, measure_apart
 from llenergymeasure.nvml_sampling import visible_devices
@@ -104,6 +105,37 @@ def test_an_old_one_is_measured_again(machine: Machine) -> None:
     for _ in range(2):
         known.prepare(_config(), lambda _text: None)
     assert apart.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "learnt"),
+    [
+        pytest.param("fresh", "counter", True, id="measured by the run"),
+        pytest.param("validated", "counter", False, id="known before"),
+        pytest.param("fresh", "estimate", False, id="an estimate"),
+        pytest.param("unavailable", None, False, id="none"),
+    ],
+)
+def test_what_a_run_has_measured_anew_serves_the_next(
+    method: Any, kind: str | None, learnt: bool, machine: Machine
+) -> None:
+    """A run whose spot check disagreed measures again; the study goes on with that value."""
+    settings = read_settings(visible_devices())[UUID]
+    found = EnergyBreakdown(
+        baseline_method=method,
+        baseline_kind="bare",
+        baseline_per_device_w={UUID: 95.0},
+        baseline_timestamp=datetime.now(UTC),
+        baseline_settings={UUID: settings.digest},
+    )
+    snapshot = {"driver_version": settings.driver}
+    known = KnownBaselines(UserConfig(), Apart())
+    known.prepare(_config(), lambda _text: None)
+    known.learn(
+        ExperimentResult.model_construct(energy_breakdown=found, energy_kind=kind, environment_snapshot=snapshot)
+    )
+    (row,) = baseline.handed_down(known.variables()).values()
+    assert row.power_w == (95.0 if learnt else 90.0)
 
 
 def test_a_failure_is_told_once_and_left_to_the_runs(machine: Machine) -> None:
