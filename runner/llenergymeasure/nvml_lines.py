@@ -14,7 +14,7 @@ from typing import IO, Any
 from llenergymeasure.core.contracts import Device, Occupants, PowerSample, Reading, ThrottleCounters
 from llenergymeasure.core.energy_series import Tick
 
-TICK = '{"t"'
+TICK, LAST_OF_ALL = '{"t"', '{"c"'
 TAIL_TICKS = 6000  # kept while recording: ten minutes of a 100 ms counter
 
 
@@ -74,6 +74,7 @@ class Follower:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.begun = False  # whether every sensor was read once, so that the counter is watched from now on
         self._offset = 0
         self._tail: deque[Tick] = deque(maxlen=TAIL_TICKS)
 
@@ -82,6 +83,7 @@ class Follower:
         for line in _whole_lines(self.path, self._offset):
             self._offset += len(line)
             text = line.decode()
+            self.begun = self.begun or text.startswith(LAST_OF_ALL)
             if text.startswith(TICK):
                 self._tail.append(_tick(json.loads(text)["t"]))
         return tuple(self._tail)

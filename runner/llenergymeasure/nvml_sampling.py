@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -32,6 +32,7 @@ RECORDER = "llenergymeasure.nvml_recorder"
 TIMED_TICKS, TIMING_S = 20, 2.0  # how long a run times the ticks before it goes on
 TAIL_TICKS = 8  # ticks recorded behind the last edge before the recorder is stopped: a guard and one to spare
 FIRST_TICK_TIMEOUT_S = 3.0
+INIT_TIMEOUT_S = 20.0  # without persistence mode the driver starts the GPU first
 
 
 @contextlib.contextmanager
@@ -139,13 +140,26 @@ class NvmlSampler:
         request = json.dumps({"devices": [asdict(d) for d in devices], "interval_s": interval_s})
         command = [sys.executable, "-m", RECORDER, str(folder), request]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        self._wait(self._watching, INIT_TIMEOUT_S)
+        if not self._wait(self._timed, FIRST_TICK_TIMEOUT_S):
+            self.stop()
+            raise MeasurementError(f"the energy counter did not move within {FIRST_TICK_TIMEOUT_S:g} s")
+
+    def _wait(self, done: Callable[[float], bool], limit_s: float) -> bool:
+        """Wait until something holds, given the seconds waited; False if it did not in time."""
         started_s = time.monotonic()
-        while not self._timed(time.monotonic() - started_s):
-            if time.monotonic() - started_s > FIRST_TICK_TIMEOUT_S:
-                self.stop()
-                raise MeasurementError(f"the energy counter did not move within {FIRST_TICK_TIMEOUT_S:g} s")
+        while not done(spent_s := time.monotonic() - started_s):
+            if spent_s > limit_s:
+                return False
             self._must_run()
             time.sleep(0.02)
+        return True
+
+    def _watching(self, _spent_s: float) -> bool:
+        """Whether every GPU's counter is watched; before that, its sensors are asked for the first time."""
+        for file in self._files.values():
+            file.ticks()
+        return all(f.begun for f in self._files.values())
 
     def _timed(self, spent_s: float) -> bool:
         """Whether every counter's beat is known: twenty ticks, or what came in two seconds."""

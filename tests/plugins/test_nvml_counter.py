@@ -121,6 +121,13 @@ def test_a_counter_that_never_moves_is_an_error_not_zero(machine: Machine, sourc
         source.start(source.devices(), interval_s=0.1)
 
 
+def test_a_driver_that_starts_slowly_is_waited_for(machine: Machine, source: Any) -> None:
+    """Without persistence mode the first calls take seconds: that is no counter that stands still."""
+    machine.play(Gpu(slow={"nvmlDeviceGetTemperature": 4.0}, missing=["nvmlDeviceGetTemperature"]))
+    source.start(source.devices(), interval_s=60.0)
+    assert source.guard_s() == 1.0
+
+
 def test_a_counter_that_stops_gives_none_with_a_reason(machine: Machine, source: Any) -> None:
     """A board whose power vanishes yields no joules for that window, with the reason in words."""
     begin_s = time.monotonic() + 0.6
@@ -194,7 +201,7 @@ def test_without_a_driver_there_is_no_device(machine: Machine, source: Any) -> N
 def test_a_missing_sensor_is_none_and_costs_nothing_else(call: str, column: str, machine: Machine, source: Any) -> None:
     """A card without one sensor keeps the others and its energy; the missing value is None, not 0."""
     machine.play(Gpu(missing=[call], missing_fields=[185] if column == "power_w" else []))
-    record, _ = _windows(source, 0.7)
+    record, _ = _windows(source, 1.2)
     values = {name: {getattr(r, name) for r in record.readings} for name in vars(record.readings[0])}
     assert values[column] == {None}
     others = {"power_w", "temperature_c", "memory_total_mb", "sm_utilisation_pct", "sm_clock_mhz", "throttle_reasons"}

@@ -47,7 +47,7 @@ def test_a_killed_sampler_fails_the_measurement(when: str, machine: Machine) -> 
         source.close_window("w")
     (pid,) = children(os.getpid())
     os.kill(pid, signal.SIGKILL)
-    _wait_until(lambda: not _alive(pid), "the sampler is dead")
+    _wait_until(lambda: source._sampler._child.poll() is not None, "the sampler and its threads are dead")
     steps = {"close_window": lambda: source.close_window("w"), "open_window": lambda: source.open_window("w")}
     with pytest.raises(MeasurementError, match="sampler ended by itself"):
         steps.get(when, source.stop)()
