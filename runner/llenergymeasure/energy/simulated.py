@@ -56,7 +56,9 @@ class Source:
         self._start_s = time.monotonic()
 
     def open_window(self, name: str) -> float:
-        """Mark the start of a window."""
+        """Mark the start of a window; two ticks apart from the one before, so that no tick mixes both powers."""
+        ended_s = max((span[1] for span in self._windows.values()), default=-math.inf)
+        time.sleep(max(0.0, ended_s + 2 * self._settings.tick_ms / 1e3 - time.monotonic()))
         self._open[name] = time.monotonic()
         return self._open[name]
 
