@@ -19,7 +19,7 @@ from llenergymeasure.core.contracts import DeviceEnergy
 from llenergymeasure.core.cross_check import cross_check
 from llenergymeasure.core.occupancy import Span, occupancy
 from llenergymeasure.core.phase_split import PhaseSplit
-from llenergymeasure.core.result import Sensor, ThermalResult
+from llenergymeasure.core.result import Sensor, ThermalResult, WorkResult
 from llenergymeasure.core.uncertainty import GAIN_LIMIT, OneRun, Uncertainty, of_one_run
 from llenergymeasure.core.verdict import Evidence
 from llenergymeasure.observation import Observation
@@ -35,13 +35,14 @@ def evidence(seen: Observation, energy_j: float | None, known: Uncertainty) -> E
         end_s=seen.window.end_s,
     )
     found = seen.energy
+    batches = seen.generations if seen.work.mode == "passes" else ()  # else requests run side by side, evenly
     return Evidence(
         source_kind=seen.source_kind,
         energy_j=energy_j,
         energy_reason=seen.joules.reason,
         window_s=seen.window.duration_s,
         relative_comparison=known.comparison,
-        conditions=conditions(found, seen.window, seen.generations, seen.environment, uuids),
+        conditions=conditions(found, seen.window, batches, seen.environment, uuids),
         occupancy=occupancy(found.occupants if found else (), found.readings if found else (), seen.own_pids, span),
         cross_check=cross_check(found, seen.window, seen.joules.value),
         work=seen.work,
@@ -97,6 +98,11 @@ def thermal(seen: Observation, found: Conditions) -> ThermalResult:
         throttle_duration_s=slowed_s,
         max_temperature_c=hottest,
     )
+
+
+def work(seen: Observation) -> WorkResult:
+    """How the window was fed."""
+    return WorkResult(**{name: getattr(seen.work, name) for name in WorkResult.model_fields})
 
 
 def sensors(seen: Observation) -> dict[str, Sensor] | None:

@@ -53,6 +53,7 @@ def build(observed: Observation) -> ExperimentResult:
         conditions=evidence.conditions,
         occupancy=evidence.occupancy,
         sensors=judging.sensors(seen),
+        work=judging.work(seen),
         flops=flops.count(seen.config, seen.facts, seen.weights.config, seen.lengths),
         warmup=seen.warmup,
         settle=seen.settle,
@@ -135,8 +136,8 @@ def _texts(seen: Observation) -> list[GeneratedText] | None:
 
 
 def _loaded_idle_w(devices: Sequence[DeviceEnergy]) -> float | None:
-    """Power of all GPUs with the engine loaded and waiting, W, from the guard before the window."""
-    powers = [d.power_before_w for d in devices if d.edges == "quiet"]
+    """Power of all GPUs with the engine loaded and waiting, W, from the guard before a quiet window."""
+    powers = [d.power_before_w for d in devices if d.edges not in ("loaded", "interpolated")]
     return sum(p for p in powers if p is not None) if powers and None not in powers else None
 
 

@@ -42,6 +42,7 @@ COUNTS_AND_SHARES = {
     "uncertainty.adjusted_comparison", "uncertainty.adjusted_absolute", "cross_check.allowance", "cross_check.excess",
     "conditions.throttled_share", "conditions.power_cap_share", "conditions.clock_drift", "conditions.power_drift",
     "conditions.interior_gap_ticks", "conditions.peak_above_limit", "occupancy.looks", "settle.power_drift",
+    "work.concurrency", "work.mean_running", "work.preemptions", "work.imbalance",
 } | {
     f"phase_split.{name}" for name in (
         "prefill_share", "decode_share", "idle_share", "closure", "prefill_relative_error", "decode_relative_error",

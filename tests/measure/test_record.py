@@ -12,6 +12,7 @@ import pytest
 from fakes.nvml_script import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
 from llenergymeasure import record
 from llenergymeasure.baseline import Baseline
+from llenergymeasure.core.calibration import read
 from llenergymeasure.core.contracts import (
     DeviceEnergy,
     EnergyRecord,
@@ -21,9 +22,11 @@ from llenergymeasure.core.contracts import (
     Request,
     Weights,
     Window,
+    Work,
 )
 from llenergymeasure.core.energy_series import EnergySeries, Tick
 from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.core.uncertainty import Spread
 from llenergymeasure.observation import Observation
 
 A, B = "GPU-a", "GPU-b"
@@ -371,3 +374,71 @@ def test_a_result_survives_a_round_trip(see: See, tmp_path: Path) -> None:
     (row,) = pq.read_table(tmp_path / "result.parquet").to_pylist()
     assert row["energy_per_output_token_j"] == 200.0
     assert row["verdict.state"] == "valid"
+
+
+def test_how_the_window_was_fed_is_told(see: See) -> None:
+    """Running requests, preemptions and imbalance as observed; too few running and too unequal work are warnings."""
+    fed = Work(concurrency=8, mean_running=7.0, preemptions=2, imbalance=0.05, itl_s=0.03)
+    result = record.build(see(work=fed))
+    assert result.work.model_dump() == {
+        "concurrency": 8, "mean_running": 7.0, "preemptions": 2, "imbalance": 0.05, "itl_s": 0.03,
+    }  # fmt: skip
+    codes = {w.partition(":")[0] for w in result.measurement_warnings}
+    assert codes >= {"below_concurrency", "work_imbalance"}
+    assert result.uncertainty.work == pytest.approx(0.3 * 0.05 / 3**0.5)
+    assert result.uncertainty.tokens == pytest.approx(0.03 / (LENGTH_S * 6**0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        pytest.param({"suspended_s": 1.0}, "suspended", id="the machine slept"),
+        pytest.param({"constant_prompts": True}, "unrealistic_values", id="constant prompts"),
+        pytest.param({"engine_effective": {"load_format": "dummy"}}, "unrealistic_values", id="dummy weights"),
+    ],
+)
+def test_what_spoils_a_window_besides_its_sensor(changes: dict[str, Any], code: str, see: See) -> None:
+    """Invalid, with one reason."""
+    result = record.build(see(**changes))
+    assert [r.code for r in result.verdict.reasons] == [code]
+
+
+def test_dummy_weights_may_be_allowed(see: See) -> None:
+    """Whoever asks for them has them, and the result says what the configuration was."""
+    seen = see(engine_effective={"load_format": "dummy"}, fields={"measurement": {"allow_dummy": True}})
+    assert record.build(seen).verdict.state == "valid"
+
+
+def test_a_warning_of_the_run_is_not_said_twice(see: See) -> None:
+    """Pre-flight has told of persistence mode already: its words stay, the table's are left out."""
+    gpus = {"gpus": [{"uuid": A, "persistence_mode": False}]}
+    told = [w for w in record.build(see(environment=gpus)).measurement_warnings if w.startswith("persistence_off")]
+    assert len(told) == 1
+    earlier = "persistence_off: said before; do something"
+    result = record.build(see(environment=gpus, warnings=[earlier]))
+    assert [w for w in result.measurement_warnings if w.startswith("persistence_off")] == [earlier]
+
+
+def test_idle_of_the_loaded_engine_comes_from_a_quiet_guard(see: See) -> None:
+    """From the guard before a quiet window; a loaded edge has no idle, which is null with a reason."""
+    for edges, wanted in (("quiet", 130.0), ("loaded", None)):
+        part = DeviceEnergy(A, 4000.0, 4.0, edges=edges, power_before_w=130.0)  # type: ignore[arg-type]  # from a list
+        result = record.build(see(energy=EnergyRecord({"window": (part,)})))
+        assert result.loaded_idle_power_w == wanted
+        assert ("loaded_idle_power_w" in result.null_reasons) is (wanted is None)
+
+
+def test_a_known_spread_between_runs_takes_the_place_of_the_assumed_one(see: See) -> None:
+    """0.3 % with 12 degrees of freedom, as studies on this GPU have found."""
+    u = record.build(see(spread=Spread(0.003, 12.0))).uncertainty
+    assert (u.between_runs, u.between_runs_source, u.between_runs_degrees_of_freedom) == (0.003, "measured", 12.0)
+
+
+def test_a_calibration_that_names_another_gpu_is_said(see: See) -> None:
+    """Nothing is corrected, and nobody believes that it was."""
+    known = read(f'{{"{B}": {{"gain": 1.05, "a": 0.01}}}}', source="cal.json")
+    result = record.build(see(calibration=known))
+    assert result.energy_total_j == 4000.0
+    assert result.energy_uncalibrated_j is None
+    assert any(w.startswith("not_calibrated:") for w in result.measurement_warnings)
+    assert result.uncertainty.gain_limit == 0.1

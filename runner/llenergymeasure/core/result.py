@@ -103,6 +103,20 @@ class SettleResult(Record):
     reason: str = ""
 
 
+class WorkResult(Record):
+    """How the window's work was fed: requests that could run at once, and ran on average; W of measurement.md §3.
+
+    `itl_s` is the mean time between a request's tokens where tokens at an edge are known by that alone; null where the
+    window holds whole requests.
+    """
+
+    concurrency: int | None = None
+    mean_running: float | None = None
+    preemptions: int | None = None
+    imbalance: float = 0.0
+    itl_s: float | None = None
+
+
 class Sensor(Record):
     """One GPU's energy counter: what the recording showed of it, how the window was cut, what corrected it.
 
@@ -203,6 +217,7 @@ class ExperimentResult(Record):
     conditions: Conditions = Conditions()
     occupancy: Occupancy = Occupancy()
     sensors: dict[str, Sensor] | None = None
+    work: WorkResult = WorkResult()
 
     duration_s: float
     tokens_per_second: float
