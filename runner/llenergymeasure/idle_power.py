@@ -50,7 +50,7 @@ def record(
             start_s = source.open_window(WINDOW)
             time.sleep(seconds)
             end_s = source.close_window(WINDOW)
-            drift = _drift(source.mean_power_w, start_s, end_s)
+            drift = _drift(source.mean_power_w, start_s, end_s) if source.KIND != "estimate" else None
             if drift is None or abs(drift) <= allowed_drift(seconds):
                 return Recorded(start_s, end_s, attempt, drift, stable=True)
             if attempt <= WAITS:

@@ -1,23 +1,27 @@
 """The idle powers that a study knows and hands to its runs: measured before the first run, again when they are too old.
 
 They are measured in a process of its own, by the same code as in a run: the study's process opens no energy source.
+That process ends with the study's, however that ends.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from llenergymeasure import baseline, preflight
+from llenergymeasure import baseline, leash, preflight, run_baseline
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import LLEMError, MeasurementError
 from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.gpu_settings import read_settings
 from llenergymeasure.run_energy import own_devices
-from llenergymeasure.user_config import UserConfig, cache_dir
+from llenergymeasure.user_config import UserConfig, cache_dir, load_user_config
 
 LIMIT_S = 600.0  # three recordings of 120 s, two pauses of 30 s, and room for the start of a driver
+
+VARIABLE = "LLEM_EXPERIMENT"
 
 Apart = Callable[[ExperimentConfig, Mapping[str, str]], dict[str, baseline.Row]]
 
@@ -88,21 +92,49 @@ def measure_apart(config: ExperimentConfig, variables: Mapping[str, str]) -> dic
         MeasurementError: It cannot be measured; says why.
 
     """
-    environment = {**os.environ, **variables, "LLEM_EXPERIMENT": config.model_dump_json(exclude_none=True)}
-    command = [sys.executable, "-m", "llenergymeasure.run_baseline"]
+    environment = {**os.environ, **variables, VARIABLE: config.model_dump_json(exclude_none=True)}
+    command = [sys.executable, "-m", "llenergymeasure.known_baselines"]
     try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
+        with _leash() as held:
+            done = subprocess.run(
+                command,
+                env={**environment, leash.VARIABLE: str(held)},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_S,
+                check=False,
+                pass_fds=(held,),
+            )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise MeasurementError(f"the idle power could not be measured: {err}") from err
     if done.returncode:
         said: list[Any] = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise MeasurementError(f"the idle power could not be measured: {said[-1]}")
     return baseline.handed_down({baseline.VARIABLE: done.stdout})
+
+
+@contextlib.contextmanager
+def _leash() -> Iterator[int]:
+    """The end of a pipe that a child watches; the other one is held here and nowhere else."""
+    reader, writer = os.pipe()
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _main() -> None:
+    """The process that a study starts: a configuration comes in by a variable, rows go to standard output."""
+    leash.tie_to_parent(os.environ)
+    try:
+        config = ExperimentConfig.model_validate_json(os.environ[VARIABLE])
+        rows = run_baseline.rows_alone(config, load_user_config())
+    except LLEMError as err:
+        raise SystemExit(str(err)) from err
+    sys.stdout.write(baseline.to_variable(rows))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,7 +1,5 @@
 """The idle power of one run: known and confirmed, recorded before the load, or that of the loaded engine."""
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,10 +7,10 @@ from datetime import UTC, datetime
 from llenergymeasure import baseline, idle_power, preflight
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Device
-from llenergymeasure.core.errors import LLEMError, MeasurementError
+from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.gpu_settings import read_settings, thermometer
 from llenergymeasure.run_energy import RunEnergy, only, own_devices
-from llenergymeasure.user_config import UserConfig, cache_dir, load_user_config
+from llenergymeasure.user_config import UserConfig, cache_dir
 
 LOADED_COMES_LATER = "baseline.kind: loaded comes from the guard before the window, which was not reached"
 
@@ -154,16 +152,3 @@ def rows_alone(config: ExperimentConfig, user: UserConfig) -> dict[str, baseline
     if energy.idle is None:
         raise MeasurementError(energy.no_idle)
     return baseline.rows_of(energy.idle, energy.settings)
-
-
-def _main() -> None:
-    """The process that a study starts: a configuration comes in by LLEM_EXPERIMENT, rows go to standard output."""
-    try:
-        rows = rows_alone(ExperimentConfig.model_validate_json(os.environ["LLEM_EXPERIMENT"]), load_user_config())
-    except LLEMError as err:
-        raise SystemExit(str(err)) from err
-    sys.stdout.write(baseline.to_variable(rows))
-
-
-if __name__ == "__main__":
-    _main()

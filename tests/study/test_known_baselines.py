@@ -1,5 +1,7 @@
 """Idle power in a study: measured by the parent before the first run, handed to every run, measured again when old."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cli.process import FAST, over
-from fakes.nvml_script import Gpu, Machine, install
+from cli.process import FAST, alive, environment, over, wait_until
+from fakes.nvml_script import Gpu, Machine, children, install
 from llenergymeasure import ExperimentConfig, ExperimentResult, baseline
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.core.result import EnergyBreakdown
@@ -154,3 +156,20 @@ def test_the_other_process_says_why_it_failed(machine: Machine) -> None:
     machine.play()
     with pytest.raises(MeasurementError, match="no NVIDIA GPU or driver is visible"):
         measure_apart(_config(), {})
+
+
+def test_the_other_process_ends_with_a_study_that_was_killed(machine: Machine, tmp_path: Path) -> None:
+    """SIGKILL to the study while its idle power is measured leaves neither the helper nor its sampler on the GPU."""
+    path = tmp_path / "config.json"
+    path.write_text(_config(baseline={"duration_seconds": 120}).model_dump_json(exclude_none=True), encoding="utf-8")
+    code = (
+        "import sys; from pathlib import Path; from llenergymeasure import ExperimentConfig; "
+        "from llenergymeasure.known_baselines import measure_apart; "
+        "measure_apart(ExperimentConfig.model_validate_json(Path(sys.argv[1]).read_text()), {})"
+    )
+    study = subprocess.Popen([sys.executable, "-c", code, str(path)], env=environment())
+    helpers = wait_until(lambda: children(study.pid, running=["llenergymeasure.known_baselines"]))
+    samplers = wait_until(lambda: children(helpers[0], running=["nvml"]))
+    study.kill()
+    study.wait()
+    wait_until(lambda: not any(map(alive, [*helpers, *samplers])))
