@@ -28,6 +28,8 @@ def live(name: str, lengths_s: list[float]) -> dict[str, Any]:
     spans = {}
     for number, length_s in enumerate(lengths_s):
         window = f"window{number or ''}"
+        if number:
+            time.sleep(1.0)  # the waiting that quiet edges are promised
         opened_s = source.open_window(window)
         time.sleep(length_s)
         spans[window] = (opened_s, source.close_window(window, "quiet"))
