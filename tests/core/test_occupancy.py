@@ -58,6 +58,11 @@ CLEAN = [
     pytest.param(
         looks({OWN: WORKING}, busy={HOST_OWN: range(103, 161)}), ONLY_OWN, id="pod: utilisation told with a delay"
     ),
+    pytest.param(
+        looks({OWN: WORKING, HELPER: WORKING}, busy={HOST_OWN: WORKING, 90002: range(103, 161)}),
+        ONLY_OWN,
+        id="pod: the second of two processes told with a delay",
+    ),
     pytest.param(looks({HOST_OWN: WORKING}), ONLY_OWN, id="container that lists host ids"),
     pytest.param(looks({HOST_OWN: ALL}), ONLY_OWN, id="host ids, and our process used the GPU before"),
     pytest.param(looks({}), ONLY_OWN, id="container that lists nobody"),
