@@ -44,7 +44,7 @@ def evidence(seen: Observation, energy_j: float | None, known: Uncertainty) -> E
         relative_comparison=known.comparison,
         conditions=conditions(found, seen.window, batches, seen.environment, uuids),
         occupancy=occupancy(found.occupants if found else (), found.readings if found else (), seen.own_pids, span),
-        cross_check=cross_check(found, seen.window, seen.joules.value),
+        cross_check=cross_check(found, seen.window, seen.joules.value, seen.work.edges),
         work=seen.work,
         suspended_s=seen.suspended_s,
         dummy_values=seen.constant_prompts or _dummy_weights(seen),

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -107,6 +108,29 @@ def test_an_independent_source_is_checked_by_our_ticks() -> None:
     assert found is not None
     assert (found.source, found.ratio) == ("tick series", pytest.approx(1.03, abs=1e-2))
     assert cross_check(EnergyRecord({}, series={A: series(load, end_s)}), Window("w", ZERO_S, end_s), true_j) is None
+
+
+def test_our_ticks_are_cut_as_the_window_was() -> None:
+    """Ticks a second apart inside, every tick outside: quiet edges agree to 0.1 %, loaded ones have no ticks to cut at."""
+    end_s = ZERO_S + 20.0
+    load, window = waiting_and_work(ZERO_S, end_s), Window("window", ZERO_S, end_s)
+    rare: list[Tick] = []
+    skipped = 0
+    for tick in series(load, end_s).ticks:
+        if ZERO_S + 1.2 < tick.t_s < end_s and skipped < 9:
+            skipped += 1
+            continue
+        rare.append(replace(tick, skipped=skipped))
+        skipped = 0
+    energy = EnergyRecord({}, series={A: EnergySeries(tuple(rare))}, independent=True)
+    true_j = true_joules(load, ZERO_S, end_s)
+    quiet = cross_check(energy, window, true_j, "quiet")
+    loaded = cross_check(energy, window, true_j, "loaded")
+    assert quiet is not None
+    assert loaded is not None
+    assert quiet.ratio == pytest.approx(1.0, abs=1e-3)
+    assert loaded.ratio is None
+    assert "sample_gap" in (loaded.reason or "")
 
 
 UNUSABLE = [

@@ -420,8 +420,8 @@ def test_a_warning_of_the_run_is_not_said_twice(see: See) -> None:
 
 
 def test_idle_of_the_loaded_engine_comes_from_a_quiet_guard(see: See) -> None:
-    """From the guard before a quiet window; a loaded edge has no idle, which is null with a reason."""
-    for edges, wanted in (("quiet", 130.0), ("loaded", None)):
+    """From the guard before a quiet window, whoever cut it; a loaded edge has no idle, which is null with a reason."""
+    for edges, wanted in (("quiet", 130.0), (None, 130.0), ("loaded", None), ("interpolated", None)):
         part = DeviceEnergy(A, 4000.0, 4.0, edges=edges, power_before_w=130.0)  # type: ignore[arg-type]  # from a list
         result = record.build(see(energy=EnergyRecord({"window": (part,)})))
         assert result.loaded_idle_power_w == wanted

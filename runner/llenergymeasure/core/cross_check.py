@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from pydantic import Field
 
-from llenergymeasure.core.contracts import EnergyRecord, Window
+from llenergymeasure.core.contracts import Edges, EnergyRecord, Window
 from llenergymeasure.core.energy_series import EnergySeries
 from llenergymeasure.core.records import Record
 
@@ -68,7 +68,9 @@ class Check:
         return max(0.0, abs(self.ratio - 1) - self.allowance) if self.ratio is not None else 0.0
 
 
-def cross_check(energy: EnergyRecord | None, window: Window, total_j: float | None) -> CrossCheck | None:
+def cross_check(
+    energy: EnergyRecord | None, window: Window, total_j: float | None, edges: Edges = "loaded"
+) -> CrossCheck | None:
     """Check a window's energy by everything else that was recorded; None where nothing could be.
 
     Args:
@@ -76,13 +78,14 @@ def cross_check(energy: EnergyRecord | None, window: Window, total_j: float | No
         window: The measured interval.
         total_j: Energy as the source gave it, before any calibration; checked against our own ticks where the source
             reads the counter by itself.
+        edges: How the window begins and ends; our ticks are cut likewise.
 
     """
     if energy is None:
         return None
     checks = [c for uuid, series in energy.series.items() for c in _of_gpu(energy, uuid, series, window)]
     if energy.independent and total_j:
-        checks.append(_of_ticks(energy.series, window, total_j))
+        checks.append(_of_ticks(energy.series, window, total_j, edges))
     return summary(checks)
 
 
@@ -112,9 +115,9 @@ def _rank(check: Check) -> tuple[float, float]:
     return check.excess, abs((check.ratio or 1.0) - 1)
 
 
-def _of_ticks(series: Mapping[str, EnergySeries], window: Window, total_j: float) -> Check:
+def _of_ticks(series: Mapping[str, EnergySeries], window: Window, total_j: float, edges: Edges) -> Check:
     """Our own tick series against a source that reads the counter by itself."""
-    parts = [s.between(window.start_s, window.end_s) for s in series.values()]
+    parts = [s.between(window.start_s, window.end_s, edges) for s in series.values()]
     if not parts or any(p.value is None for p in parts):
         return Check("tick series", reason="; ".join(p.reason or "" for p in parts) or "no series")
     return Check("tick series", sum(p.value for p in parts if p.value is not None) / total_j)
