@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,12 @@ class Loaded:
         return count
 
 
+@cache
+def the_engine() -> Loaded:
+    """One loaded engine for all parts."""
+    return Loaded()
+
+
 # ------------------------------------------------------------------------------------------------------------ tools
 
 
@@ -139,7 +146,7 @@ def smi_polling(field: str) -> Iterator[list[float]]:
 
 def tools(_out: Path) -> dict[str, Any]:
     """Steady load, load with pauses of half a second, and a short window; every tool over the same instants."""
-    loaded = Loaded()
+    loaded = the_engine()
     loaded.work(25.0)
     found = []
     for name, seconds, pause_s in (
@@ -150,7 +157,6 @@ def tools(_out: Path) -> dict[str, Any]:
     ):
         found.append({"load": name, **one_window(lambda s=seconds, p=pause_s: loaded.work(s, p))})
         print(json.dumps(found[-1]), flush=True)
-    loaded.engine.close()
     return {"batch_size": BATCH, "windows": found}
 
 
@@ -237,12 +243,11 @@ def codecarbon_tracker() -> Any:
 
 def harness(_out: Path) -> dict[str, Any]:
     """Tokens per second in our window with the sampler beside it, against transformers' generate in a bare loop."""
-    loaded = Loaded()
+    loaded = the_engine()
     pairs = []
-    for i in range(12):
+    for i in range(10):
         order = [bare, ours] if i % 2 else [ours, bare]
         pairs.append({f.__name__: f(loaded) for f in order})
-    loaded.engine.close()
     losses = [1 - p["ours"] / p["bare"] for p in pairs]
     return {"batch_size": BATCH, "tokens_per_second": pairs, "loss": losses}
 
@@ -273,8 +278,7 @@ def ours(loaded: Loaded) -> float:
     source.start(energy.devices, interval_s=0.1)
     measured = window.passes(loaded.config, loaded.engine, energy, [loaded.batch], Phases(silent))
     source.stop()
-    span, generations = measured[0], measured[1]
-    return sum(g.output_tokens for g in generations) / span.duration_s
+    return sum(g.output_tokens for g in measured.generations) / measured.window.duration_s
 
 
 PARTS = {f.__name__: f for f in (sampler, tools, harness)}

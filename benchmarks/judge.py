@@ -40,6 +40,7 @@ class Run:
     result: Mapping[str, Any]
     series: EnergySeries
     window_s: float
+    wait_s: float
 
     def joules_per_token(self, scale: float = 1.0) -> float:
         """From the recorded ticks, each multiplied by `scale`."""
@@ -53,16 +54,15 @@ def read(path: Path) -> list[Run]:
     """The runs of one file."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         record = json.load(file)
-    runs = []
-    for row in record["runs"]:
-        result, recording = row["result"], from_json(row["recording"])
-        ((gpu, series),) = recording.series.items()
-        cycle = int(row["run"].split("_c")[1].split("_")[0])
-        key = (
-            f"batch {result['engine_effective']['batch_size']} seed {result['effective_config'].get('random_seed', 42)}"
-        )
-        runs.append(Run(path.name, key, cycle, gpu, result, series, row["recording"]["window_s"]))
-    return runs
+    return [_run(path.name, row, record.get("wait_s") or 0.0) for row in record["runs"]]
+
+
+def _run(source: str, row: Mapping[str, Any], wait_s: float) -> Run:
+    result, recording = row["result"], from_json(row["recording"])
+    ((gpu, series),) = recording.series.items()
+    cycle = int(row["run"].split("_c")[1].split("_")[0])
+    batch, seed = result["engine_effective"]["batch_size"], result["effective_config"].get("random_seed", 42)
+    return Run(source, f"batch {batch} seed {seed}", cycle, gpu, result, series, row["recording"]["window_s"], wait_s)
 
 
 def groups(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -91,16 +91,13 @@ def inside(runs: Iterable[Run]) -> dict[str, Any]:
     """Drift of power inside the windows, last third against the first, and the cross-checks of the results."""
     drifts, checks = [], defaultdict(list)
     for run in runs:
-        third = run.window_s / 3
-        first, last = run.series.mean_power_w(0.0, third), run.series.mean_power_w(2 * third, run.window_s)
-        assert first is not None
-        assert last is not None
-        drifts.append(last / first - 1)
-        for check in (run.result.get("cross_check") or {}).get("checks", ()):
-            checks[check["name"]].append(check["ratio"])
+        drifts.append(run.result["conditions"]["power_drift"])
+        for name, value in ((run.result.get("cross_check") or {}).get("ratios") or {}).items():
+            checks[name].append(value)
+    known = [abs(d) for d in drifts if d is not None]
     settled = [r.result["settle"] for r in runs if r.result.get("settle")]
     return {
-        "power_drift": {"median": median(map(abs, drifts)), "largest": max(map(abs, drifts)), "all": drifts},
+        "power_drift": {"median": median(known), "largest": max(known), "all": drifts} if known else None,
         "cross_checks": {n: off(v) for n, v in checks.items()},
         "not_settled": sum(not s["settled"] for s in settled),
         "runs": len(drifts),
@@ -113,56 +110,86 @@ def off(ratios: Sequence[float | None]) -> dict[str, float]:
     return {"median": median(known), "largest": max(known), "runs": len(known)}
 
 
-def relabelled(runs: Sequence[Run]) -> Iterable[tuple[list[Run], list[Run]]]:
-    """All ways to cut runs of equal work into two configurations of the same number of cycles, each way once."""
-    size = len(runs) // 2
-    for chosen in combinations(range(1, len(runs)), size - 1):
-        first = {0, *chosen}
-        rest = [i for i in range(len(runs)) if i not in first][:size]
-        yield [runs[i] for i in sorted(first)], [runs[i] for i in rest]
-
-
-def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """b over a as the product's study of two configurations says it, one claim."""
-    fit = fit_logs({0: dict(enumerate(a, start=1)), 1: dict(enumerate(b, start=1))})
-    found = in_blocks(fit, 0, 1)
+def ratio(columns: Sequence[Sequence[float]], a: int, b: int) -> Interval:
+    """Column b over column a as the product's study of these columns (figures by cycle) says it, one claim."""
+    fit = fit_logs({i: dict(enumerate(column, start=1)) for i, column in enumerate(columns)})
+    found = in_blocks(fit, a, b)
     assert found is not None
     return found
 
 
-def equal_and_planted(by: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, Any]:
-    """Equal work under two names: does the interval of the ratio hold 1, and is 3 % more on one side found?
+def equal_halves(by: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, Any]:
+    """Runs of equal work under two names: does the interval of the ratio hold 1, and is 3 % more on one side found?
 
-    Seeds 42 and 43 of a `planted` file are equal work on one GPU: every way to share them out is one study. The
-    studies share runs, so their number says less than as many measured afresh. Seed 44 waited in every batch.
+    Every way to cut a study's cycles into two halves is one study of twice as many configurations. These studies
+    share runs, so their number says less than as many measured afresh.
     """
-    sources = sorted({s for s, _ in by if s.startswith("planted")})
-    return {source: _planted_file({k: r for (s, k), r in by.items() if s == source}) for source in sources}
-
-
-def _planted_file(by: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    def of(seed: int) -> list[Run]:
-        return next((list(r) for k, r in by.items() if k.endswith(f"seed {seed}")), [])
-
-    def joules(runs: Iterable[Run], scale: float = 1.0) -> list[float]:
-        return [r.joules_per_token(scale) for r in runs]
-
-    pairs = list(relabelled([*of(42), *of(43)]))
-    plain = [ratio(joules(a), joules(b)) for a, b in pairs]
-    more = [ratio(joules(a), joules(b, PLANTED)) for a, b in pairs]
-    as_run = {"equal, 43 / 42": (42, 43), "waited for, 44 / 42": (42, 44), "waited for, 44 / 43": (43, 44)}
+    plain: list[Interval] = []
+    more: list[Interval] = []
+    for source in sorted({s for s, _ in by}):
+        runs = [r for (s, _), r in by.items() if s == source and len(r) > 3]
+        for left, right in halves(min(map(len, runs), default=0)):
+            first = [[r[c].joules_per_token() for c in left] for r in runs]
+            second = [[r[c].joules_per_token() for c in right] for r in runs]
+            scaled = [[r[c].joules_per_token(PLANTED) for c in right] for r in runs]
+            count = len(runs)
+            plain += [ratio([*first, *second], i, count + i) for i in range(count)]
+            more += [ratio([*first, *second[:i], scaled[i], *second[i + 1 :]], i, count + i) for i in range(count)]
     return {
-        "cycles": len(of(42)),
-        "studies": len(pairs),
+        "pairs": len(plain),
         "interval_holds_1": sum(x.low <= 1 <= x.high for x in plain),
-        "median_half_width": median((x.high - x.low) / 2 for x in plain),
+        "median_half_width": median((x.high - x.low) / 2 for x in plain) if plain else None,
         "found_3_percent_replayed": sum(x.low > 1 for x in more),
-        "as_run": {
-            name: asdict(ratio(joules(of(a)), joules(of(b))))
-            for name, (a, b) in as_run.items()
-            if len(of(a)) == len(of(b)) > 1
-        },
     }
+
+
+def halves(cycles: int) -> Iterable[tuple[list[int], list[int]]]:
+    """All ways to cut so many cycles into two halves of the same number, each way once."""
+    size = cycles // 2
+    for left in combinations(range(cycles), size):
+        others = [c for c in range(cycles) if c not in left]
+        yield from ((list(left), list(right)) for right in combinations(others, size) if left < right)
+
+
+def replayed(by: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, Any]:
+    """Whole studies with 3 % more energy replayed on each configuration in turn, against the runs as they were.
+
+    The other side of the pair is the same runs in another order of cycles: this tests the width of the interval.
+    """
+    found = []
+    for (source, key), runs in by.items():
+        others = [[r.joules_per_token() for r in o] for k, o in by.items() if k[0] == source and k[1] != key]
+        plain = [r.joules_per_token() for r in runs]
+        for shift in range(1, len(runs)):
+            turned = [runs[(i + shift) % len(runs)].joules_per_token(PLANTED) for i in range(len(runs))]
+            found.append(ratio([plain, turned, *(o for o in others if len(o) == len(plain))], 0, 1))
+    return {"studies": len(found), "found": sum(x.low > 1 for x in found), "intervals": [asdict(x) for x in found]}
+
+
+def waited_for(by: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, Any]:
+    """The study in which seed 44 waited in every batch: seed 44 over seed 42."""
+    told = {}
+    for source in sorted({s for s, k in by if k.endswith("seed 44")}):
+        seeds = {k.rpartition(" ")[2]: r for (s, k), r in by.items() if s == source}
+        count = min(len(seeds["42"]), len(seeds["44"]))
+        columns = [[r.joules_per_token() for r in seeds[s][:count]] for s in ("42", "44")]
+        told[source] = {"cycles": count, **asdict(ratio(columns, 0, 1)), "planted_ratio": planted_ratio(seeds["44"])}
+    return told
+
+
+def planted_ratio(runs: Sequence[Run]) -> float:
+    """What the wait must have added by itself: its length times the loaded idle power, over the rest."""
+    ratios = []
+    for run in runs:
+        idle_w, batches = run.result["loaded_idle_power_w"], run.result["latency"]["samples"]
+        waited_j = run.wait_s * batches * idle_w
+        ratios.append(1 / (1 - waited_j / run.result["energy_total_j"]))
+    return fmean(ratios)
+
+
+def names(run: Run) -> list[str]:
+    """What the run's GPU calls itself; a pretended one has no name."""
+    return [g["name"] for g in run.result["environment_snapshot"]["gpus"] if g["uuid"] == run.gpu] or ["pretended"]
 
 
 def overhead(runs: Iterable[Run]) -> dict[str, float]:
@@ -193,11 +220,13 @@ def main() -> None:
     by, clean = groups(runs), [r for r in runs if not r.key.endswith("seed 44")]
     pooled = spread(groups(clean))
     record = stamp("python benchmarks/judge.py OUT.json " + " ".join(f.name for f in files)) | {
-        "gpus": sorted({f"{r.result['environment_snapshot']['gpus'][0]['name']} {r.gpu}" for r in runs}),
+        "gpus": sorted({f"{name} {r.gpu}" for r in runs for name in names(r)}),
         "driver": sorted({str(r.result["environment_snapshot"]["driver_version"]) for r in runs}),
         "spread": pooled,
         "inside": inside(clean),
-        "equal_and_planted": equal_and_planted(by),
+        "equal_work": equal_halves(groups(clean)),
+        "replayed": replayed(groups(clean)),
+        "waited_for": waited_for(by),
         "overhead": overhead(runs),
         "alarms": alarms(runs),
     }
