@@ -218,12 +218,15 @@ class NvmlSampler:
         parts = [self.series(u).mean_power_w(start_s, end_s) for u in uuids]
         return None if None in parts else sum(p for p in parts if p is not None)
 
-    def finish(self, jitter_s: Mapping[str, float], lag_s: Mapping[str, float]) -> EnergyRecord:
+    def finish(
+        self, jitter_s: Mapping[str, float], lag_s: Mapping[str, float], *, window: tuple[float, float] | None = None
+    ) -> EnergyRecord:
         """Wait for the ticks behind the last edge, end the recorder, give all but windows, delete the recording.
 
         Args:
             jitter_s: Standard deviation of the ticks' moments by UUID, where a self-test found it; else the default.
             lag_s: How late the counters show a change of load, by UUID, where a self-test found it.
+            window: Start and end of the main window, for what the recording cost inside it.
 
         """
         try:
@@ -241,7 +244,10 @@ class NvmlSampler:
             samples={u: tuple(r.samples) for u, r in recorded.items()},
             occupants=tuple(x for r in recorded.values() for x in r.occupants),
             throttle=tuple(x for r in recorded.values() for x in r.throttle),
-            sensors={u: _facts(series[u], r, u in jitter_s, lag_s.get(u)) for u, r in recorded.items()},
+            sensors={
+                u: _facts(series[u], r, _share_of_a_core(r, window), (u in jitter_s, lag_s.get(u)))
+                for u, r in recorded.items()
+            },
         )
 
     def stop(self) -> None:
@@ -261,10 +267,20 @@ class NvmlSampler:
             self._folder.cleanup()
 
 
-def _facts(series: EnergySeries, recorded: Recorded, measured: bool, lag_s: float | None) -> SensorFacts:
-    """What one recording shows of its counter and of its own cost."""
-    looks = recorded.processor or [(0.0, 0.0)]
-    spent_s, used_s = (last - first for first, last in zip(looks[0], looks[-1], strict=True))
+def _share_of_a_core(recorded: Recorded, window: tuple[float, float] | None) -> float | None:
+    """Processor time per second that the recorder used inside a window; None without two looks in it."""
+    looks = [look for look in recorded.processor if window and window[0] <= look[0] <= window[1]]
+    if len(looks) < 2:
+        return None
+    (first_s, first_used_s), (last_s, last_used_s) = looks[0], looks[-1]
+    return (last_used_s - first_used_s) / (last_s - first_s)
+
+
+def _facts(
+    series: EnergySeries, recorded: Recorded, share_of_a_core: float | None, tested: tuple[bool, float | None]
+) -> SensorFacts:
+    """What one recording shows of its counter; `tested` says whether a self-test gave the jitter, and its lag."""
+    measured, lag_s = tested
     return SensorFacts(
         period_s=series.period_s,
         jitter_s=series.measured_jitter_s,
@@ -274,5 +290,5 @@ def _facts(series: EnergySeries, recorded: Recorded, measured: bool, lag_s: floa
         reading_width_s=median(t.after_s - t.before_s for t in series.ticks) if series.ticks else None,
         call_s=median(recorded.calls_s) if recorded.calls_s else None,
         ticks=len(series.ticks),
-        sampler_processor_share=used_s / spent_s if spent_s > 0 else None,
+        sampler_processor_share=share_of_a_core,
     )

@@ -6,7 +6,8 @@ import pytest
 
 from llenergymeasure.core.contracts import Occupants, PowerSample, Reading, ThrottleCounters
 from llenergymeasure.core.energy_series import Tick
-from llenergymeasure.nvml_lines import TAIL_TICKS, Follower, record_fields, tick_fields, write
+from llenergymeasure.nvml_lines import TAIL_TICKS, Follower, Recorded, record_fields, tick_fields, write
+from llenergymeasure.nvml_sampling import _share_of_a_core
 
 TICKS = [Tick(0.1 * i, 0.1 * i + 0.006, 30.0 * i, skipped=9 if i == 3 else 0) for i in range(5)]
 READING = Reading(1.0, "GPU-a", 0, power_w=300.0, throttle_reasons=4)
@@ -69,3 +70,11 @@ def test_a_follower_keeps_the_newest_ticks_only(tmp_path: Path) -> None:
 def test_a_recording_that_has_not_begun_is_empty(tmp_path: Path) -> None:
     """Before the recorder has made its file there is nothing."""
     assert Follower(tmp_path / "gpu0.jsonl").ticks() == ()
+
+
+def test_the_recorders_cost_is_that_of_the_window() -> None:
+    """Processor time between the looks inside the window, per second; what was used before and after does not count."""
+    recorded = Recorded(processor=[(0.0, 0.0), (1.0, 0.5), (2.0, 0.52), (4.0, 0.58), (5.0, 2.0)])
+    assert _share_of_a_core(recorded, (0.9, 4.1)) == pytest.approx(0.08 / 3)
+    assert _share_of_a_core(recorded, (0.9, 1.5)) is None
+    assert _share_of_a_core(recorded, None) is None

@@ -222,7 +222,7 @@ class SensorFacts:
     reading_width_s: float | None  # median time from the last old to the first new reading
     call_s: float | None  # median wall time of a counter call
     ticks: int
-    sampler_processor_share: float | None  # of one core, the whole recorder (all GPUs)
+    sampler_processor_share: float | None  # of one core inside the main window, the whole recorder (all GPUs)
 
 
 @dataclass(frozen=True)

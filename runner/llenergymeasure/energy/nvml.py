@@ -81,6 +81,7 @@ class Source:
         found = self._sampler.finish(
             {u: t.jitter_s for u, t in known.items() if t.jitter_s is not None},
             {u: t.lag_s for u, t in known.items() if t.lag_s is not None},
+            window=self._spans[MAIN_WINDOW][:2] if MAIN_WINDOW in self._spans else None,
         )
         windows = {
             name: tuple(device_energy(d.uuid, found.series[d.uuid], *span) for d in self._devices)

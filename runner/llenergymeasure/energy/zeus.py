@@ -137,6 +137,7 @@ class Source:
         found = self._sampler.finish(
             {u: t.jitter_s for u, t in known.items() if t.jitter_s is not None},
             {u: t.lag_s for u, t in known.items() if t.lag_s is not None},
+            window=(main.start_s, main.end_s) if (main := self._measured.get(MAIN_WINDOW)) else None,
         )
         windows = {
             name: tuple(_device(d, measured, found.series[d.uuid]) for d in self._devices)
