@@ -14,8 +14,8 @@ from llenergymeasure.assignment import UPLOAD_SECONDS, read_assignment
 from llenergymeasure.object_store import Access
 
 RUNNER = Path(__file__).resolve().parents[2] / "runner" / "llenergymeasure"
-OF_A_STUDY = re.compile(r"LLEM_((OPERATOR|RUNNER)_|LEASH_FD$|LOCK_DIR$|RUN_TOKEN$)")
-"""Variables that `llem experiment` does not act on: the operator's own, and how `llem run` starts runs and ends them."""
+OF_A_STUDY = re.compile(r"LLEM_((OPERATOR|RUNNER)_|LEASH_FD$|LOCK_DIR$|RUN_TOKEN$|CALIBRATION$)")
+"""The operator's own, how `llem run` starts runs and ends them, and a calibration, which a pod may be given or not."""
 
 
 def variables(**spec: Any) -> dict[str, str]:
@@ -41,7 +41,7 @@ def test_an_empty_variable_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert duty is not None
     assert (duty.access, duty.gap_until, duty.study_record) == (Access(), None, None)
     assert duty.upload_seconds == UPLOAD_SECONDS
-    assert baseline._from_environment(found) == {}
+    assert baseline.handed_down(found) == {}
     for name, value in found.items():
         monkeypatch.setenv(name, value)
     assert environment.snapshot()["image_digest"] is None
