@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
+from llenergymeasure import cache_file
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.gpu_settings import GpuSettings
@@ -23,6 +24,7 @@ from llenergymeasure.gpu_settings import GpuSettings
 log = logging.getLogger(__name__)
 
 VARIABLE = "LLEM_BASELINES"
+FILE = "baselines.json"
 STABLE = 0.005
 """Largest drift over a recording that counts as stable, a fraction of the idle power (measurement.md §3)."""
 SPOT_LEAST_W, SPOT_SHARE = 2.0, 0.02
@@ -176,21 +178,14 @@ def rows_of(found: Baseline, settings: Mapping[str, GpuSettings]) -> dict[str, R
 def keep(rows: Mapping[str, Row], folder: Path) -> None:
     """Write rows where the next process finds them; that it cannot be done is logged, not raised."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / "baselines.json"
-        temporary = target.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(_Rows.dump_json({**read_rows(folder), **rows}, indent=1))
-        temporary.replace(target)
+        cache_file.write(folder / FILE, _Rows, {**read_rows(folder), **rows})
     except OSError as err:  # the measurement is made; the next process will measure the idle power itself
         log.warning("%s: the baseline cannot be kept: %s", folder, err.strerror)
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
     """The rows that are kept, by name."""
-    try:
-        return _Rows.validate_json((folder / "baselines.json").read_bytes())
-    except (OSError, ValueError):
-        return {}  # no cache, or a broken one: it is measured again
+    return cache_file.read(folder / FILE, _Rows)
 
 
 def handed_down(environ: Mapping[str, str]) -> dict[str, Row]:

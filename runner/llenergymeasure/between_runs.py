@@ -7,12 +7,12 @@ there instead of assuming it.
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
+from llenergymeasure import cache_file
 from llenergymeasure.core.comparison import ENERGY
 from llenergymeasure.core.result import ExperimentResult, StudyResult
 from llenergymeasure.core.uncertainty import Spread, pooled
@@ -37,7 +37,9 @@ _Rows = TypeAdapter(dict[str, StudySpread])
 
 def known_spread(cache: Path, gpu_uuids: Sequence[str]) -> Spread | None:
     """Spread between runs on exactly these GPUs; None where no study has ended on them, or the file is broken."""
-    return pooled((r.squared_residuals, r.degrees_of_freedom) for r in _read(_file(cache, gpu_uuids)).values())
+    return pooled(
+        (r.squared_residuals, r.degrees_of_freedom) for r in cache_file.read(_file(cache, gpu_uuids), _Rows).values()
+    )
 
 
 def remember_spread(cache: Path, study: StudyResult, results: Iterable[ExperimentResult]) -> None:
@@ -58,10 +60,10 @@ def remember_spread(cache: Path, study: StudyResult, results: Iterable[Experimen
         ended_at=max(r.end_time for r in counted),
     )
     path = _file(cache, gpus)
-    rows = {**_read(path), f"{study.study_design_hash} {study.directory or study.name}": row}
+    rows = {**cache_file.read(path, _Rows), f"{study.study_design_hash} {study.directory or study.name}": row}
     newest = sorted(rows.items(), key=lambda item: item[1].ended_at)[-STUDIES_KEPT:]
     try:
-        _write(path, dict(newest))
+        cache_file.write(path, _Rows, dict(newest))
     except OSError as err:
         log.warning("%s: the spread between runs cannot be kept: %s", path, err)
 
@@ -70,17 +72,3 @@ def _file(cache: Path, gpu_uuids: Iterable[str]) -> Path:
     """A name that is safe and of one length, however many GPUs there are."""
     digest = hashlib.sha256(" ".join(sorted(gpu_uuids)).encode()).hexdigest()[:16]
     return cache / FOLDER / f"{digest}.json"
-
-
-def _read(path: Path) -> dict[str, StudySpread]:
-    try:
-        return _Rows.validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return {}  # none yet, or a broken one: the spread is assumed until a study has ended
-
-
-def _write(path: Path, rows: dict[str, StudySpread]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(_Rows.dump_json(rows, indent=1))
-    temporary.replace(path)

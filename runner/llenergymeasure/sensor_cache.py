@@ -1,11 +1,11 @@
 """What self-tests found out about this machine's energy counters, kept in the user's cache by GPU and driver."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter
 
+from llenergymeasure import cache_file
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.nvml_sampling import driver_version
 
@@ -57,27 +57,17 @@ def path() -> Path:
 
 def known(uuids: Iterable[str]) -> dict[str, SelfTest]:
     """Findings about these GPUs under the driver that runs now."""
-    found, driver = _read(), driver_version()
+    found, driver = cache_file.read(path(), _Tests), driver_version()
     return {u: found[_key(u, driver)] for u in uuids if _key(u, driver) in found}
 
 
 def keep(tests: Iterable[SelfTest]) -> Path:
     """Add findings to the file, give its path; raises OSError where it cannot be written."""
     target = path()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    merged = _read() | {_key(t.gpu_uuid, t.driver): t for t in tests}
-    temporary.write_bytes(_Tests.dump_json(merged, indent=1))
-    temporary.replace(target)
+    merged = cache_file.read(target, _Tests) | {_key(t.gpu_uuid, t.driver): t for t in tests}
+    cache_file.write(target, _Tests, merged)
     return target
 
 
 def _key(uuid: str, driver: str | None) -> str:
     return f"{uuid}/{driver}"
-
-
-def _read() -> dict[str, SelfTest]:
-    try:
-        return _Tests.validate_json(path().read_bytes())
-    except (OSError, ValueError):
-        return {}  # none yet, or a broken one: the defaults hold
