@@ -42,7 +42,8 @@ def rows(
 ) -> list[dict[str, Any]]:
     """One row per started second of the window and GPU; `energy_j` and `output_tokens` are cumulative at its end.
 
-    `output_tokens` counts batches that have ended: a static batch's tokens are not known before.
+    `output_tokens` counts batches that have ended: a static batch's tokens are not known before. The last second may be
+    cut short: a sensor that is read twice a second, and not in what is left of it, has its mean of the second before.
     """
     found: list[dict[str, Any]] = []
     seconds = int(-(-window.duration_s // 1))
@@ -54,9 +55,11 @@ def rows(
         end_s = min(window.start_s + second + 1.0, window.end_s)
         while ended and ended[0][0] <= end_s:
             tokens += ended.popleft()[1]
+        cut_short = end_s < window.start_s + second + 1.0
         for index, uuid in devices:
+            before = by_second.get((uuid, second - 1), []) if cut_short else []
             found.append(
-                _row(second, index, uuid, by_second.get((uuid, second), []))
+                _row(second, index, uuid, by_second.get((uuid, second), []), before)
                 | {"energy_j": _joules(series.get(uuid), window.start_s, end_s), "output_tokens": tokens}
             )
     return found
@@ -71,7 +74,7 @@ def _by_second(window: Window, readings: Sequence[Reading]) -> dict[tuple[str, i
     return found
 
 
-def _row(second: int, index: int, uuid: str, inside: Sequence[Reading]) -> dict[str, Any]:
+def _row(second: int, index: int, uuid: str, inside: Sequence[Reading], before: Sequence[Reading]) -> dict[str, Any]:
     powers = [r.power_w for r in inside if r.power_w is not None]
     reasons = [r.throttle_reasons for r in inside if r.throttle_reasons is not None]
     bits = 0
@@ -84,9 +87,14 @@ def _row(second: int, index: int, uuid: str, inside: Sequence[Reading]) -> dict[
         "power_w": sum(powers) / len(powers) if powers else None,
         "power_min_w": min(powers, default=None),
         "power_max_w": max(powers, default=None),
-        **{name: _mean([getattr(r, name) for r in inside]) for name in _MEANS},
+        **{name: _sensor(name, inside, before) for name in _MEANS},
         "throttle_reasons": bits if reasons else None,
     }
+
+
+def _sensor(name: str, inside: Sequence[Reading], before: Sequence[Reading]) -> float | None:
+    found = _mean([getattr(r, name) for r in inside])
+    return _mean([getattr(r, name) for r in before]) if found is None else found
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
