@@ -91,7 +91,10 @@ def test_gpt2_is_measured_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     assert result.verdict.state in ("unmeasured", "estimated")
     assert any(w.startswith("random_weights:") for w in result.measurement_warnings)
     assert COMMIT[:12] in ended.out
-    assert ended.err == ""  # no bars of other libraries off a terminal
+    (said,) = ended.err.split("\n")[:-1]  # how long it will take, and no bars of other libraries off a terminal
+    assert said.startswith("note: no energy is measured: ")
+    assert said.endswith("one pass over the prompts")
+    assert "\r" not in ended.err
 
 
 def test_second_run_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
