@@ -15,7 +15,7 @@ from cluster.oracles import sound
 
 pytestmark = pytest.mark.cluster
 
-PENDING_S = 36
+PENDING_S = 60
 FIRST_WORD_S = 30
 NO_IMAGE = {"images": {"synthetic": "localhost/there-is-no-such-image:1"}}
 NO_GPU = {"gpu": {"count": 1, "products": ["NVIDIA-THAT-NOBODY-HAS"]}}
@@ -101,7 +101,7 @@ def test_reason_is_told_within_half_a_minute(told: dict[str, Told], name: str) -
 @pytest.mark.parametrize("name", CASES)
 def test_waiting_ends_at_its_deadline(stuck: dict[str, Bench], told: dict[str, Told], name: str) -> None:
     """The run fails with the reason it waited for; no second attempt is made, nothing of it stays on the cluster."""
-    study = stuck[name].finished(name, limit_s=90)
+    study = stuck[name].finished(name, limit_s=PENDING_S + 60)
 
     (child,) = stuck[name].children(name)
     assert (reason(study), reason(child)) == ("RunsFailed", told[name].reason)
