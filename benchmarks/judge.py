@@ -41,6 +41,7 @@ class Run:
     series: EnergySeries
     window_s: float
     wait_s: float
+    temperature_c: float | None
 
     def joules_per_token(self, scale: float = 1.0) -> float:
         """From the recorded ticks, each multiplied by `scale`."""
@@ -62,7 +63,10 @@ def _run(source: str, row: Mapping[str, Any], wait_s: float) -> Run:
     ((gpu, series),) = recording.series.items()
     cycle = int(row["run"].split("_c")[1].split("_")[0])
     batch, seed = result["engine_effective"]["batch_size"], result["effective_config"].get("random_seed", 42)
-    return Run(source, f"batch {batch} seed {seed}", cycle, gpu, result, series, row["recording"]["window_s"], wait_s)
+    window_s = row["recording"]["window_s"]
+    inside_c = [r.temperature_c for r in recording.readings if 0 <= r.t_s <= window_s and r.temperature_c is not None]
+    warmth_c = fmean(inside_c) if inside_c else None
+    return Run(source, f"batch {batch} seed {seed}", cycle, gpu, result, series, window_s, wait_s, warmth_c)
 
 
 def groups(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:

@@ -161,6 +161,8 @@ def test_drifts_by_hand() -> None:
     assert found.power_drift == pytest.approx(525 / 505 - 1, abs=1e-3)
     assert found.clock_drift == pytest.approx((1800 - 3 * 24.5) / (1800 - 3 * 4.5) - 1, abs=1e-3)
     assert found.temperature_change_c == 12.0
+    assert found.temperature_c == pytest.approx(56.0)
+    assert found.sm_clock_mhz == pytest.approx(1800 - 3 * 14.5)
 
 
 def test_a_jump_of_the_counter_stands_out_from_its_power() -> None:

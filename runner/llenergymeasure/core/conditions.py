@@ -28,8 +28,10 @@ Span = tuple[float, float]
 class Conditions(Record):
     """What the worst GPU of a window went through; shares are of the window's time, drifts of the first third's mean.
 
-    Drifts compare the last third of the window with the first one, both cut where the work begins anew. Null: no
-    sensor told, or the window held too little work for thirds that can be compared.
+    Drifts compare the last third of the window with the first one, both cut where the work begins anew. `temperature_c`
+    and `sm_clock_mhz` are means over the window, of the hottest and of the slowest GPU: a warmer board draws more for
+    the same work (benchmarks/scatter.py). Null: no sensor told, or the window held too little work for thirds that can
+    be compared.
     """
 
     throttled_share: float | None = None
@@ -38,6 +40,8 @@ class Conditions(Record):
     power_limit_w: float | None = None
     clock_drift: float | None = None
     power_drift: float | None = None
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
     temperature_change_c: float | None = None
     interior_gap_ticks: int | None = None
     peak_power_w: float | None = None
@@ -87,7 +91,7 @@ def conditions(
     inside = {u: [r for r in energy.readings if r.gpu_uuid == u and _within(r.t_s, window)] for u in own}
     series = {u: energy.series[u] for u in own if u in energy.series}
     thirds = comparable_thirds(window, generations)
-    found = _slowdowns(energy, window, inside) | _drifts(inside, series, thirds)
+    found = _slowdowns(energy, window, inside) | _means(inside) | _drifts(inside, series, thirds)
     return known.model_copy(update=found | _counter(series, window, boards))
 
 
@@ -165,7 +169,21 @@ def counted_share(
     return None if slowed_s < 0 else min(1.0, slowed_s / min(spent_s, window.duration_s))
 
 
-# Drifts.
+# Means and drifts.
+
+
+def _means(inside: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
+    clocks = [_mean(r.sm_clock_mhz for r in readings) for readings in inside.values()]
+    temperatures = [_mean(r.temperature_c for r in readings) for readings in inside.values()]
+    return {
+        "sm_clock_mhz": min((c for c in clocks if c is not None), default=None),
+        "temperature_c": max((t for t in temperatures if t is not None), default=None),
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return fmean(known) if known else None
 
 
 def comparable_thirds(window: Window, generations: Sequence[Generation]) -> tuple[Span, Span] | None:

@@ -1,0 +1,140 @@
+"""What joules per token follow from one fresh process to the next: the pace of the work, and the board's temperature.
+
+Reads the files that gpu_repeat.py wrote; needs no GPU. Over the runs of all configurations it fits
+
+    joules per token = own constant + (p + k x (temperature - mean temperature)) x seconds per token
+
+with one constant per configuration and one p (W) and k (W/°C) for all: a GPU that waits for its host burns p for
+longer, and a warmer board leaks k more. What is left is the scatter that neither explains. Each run is predicted from
+the others, too, which tells a law from a curve through few points.
+
+    python benchmarks/scatter.py OUT.json spread.json.gz planted.json.gz [more.json.gz ...]
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from gpu_model import stamp
+from judge import Run, read
+
+from llenergymeasure.core.least_squares import Solution, least_squares
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run; all as shares of its configuration's mean joules per token."""
+
+    key: tuple[str, str]
+    run: Run
+    energy: float
+    pace_per_w: float  # seconds per token / mean joules per token: what one more watt would add, as a share
+    warmth_per_w_c: float  # the same times (temperature - mean): what one more watt per °C would add
+
+
+def points(runs: Sequence[Run]) -> list[Point]:
+    """The runs of every configuration that was repeated."""
+    told = [(r, r.joules_per_token(), r.window_s / r.result["output_tokens"], r.temperature_c) for r in runs]
+    known = [(r, e, s, c) for r, e, s, c in told if c is not None]
+    counts = Counter((r.source, r.key) for r, *_ in known)
+    middle_c = fmean(c for *_, c in known)
+    found = []
+    for run, energy_j, seconds, warmth_c in known:
+        key = (run.source, run.key)
+        if counts[key] > 1:
+            mean_j = fmean(e for r, e, *_ in known if (r.source, r.key) == key)
+            pace = seconds / mean_j
+            found.append(Point(key, run, energy_j / mean_j, pace, pace * (warmth_c - middle_c)))
+    return found
+
+
+def solved(told: Sequence[Point], columns: Sequence[str]) -> tuple[Solution, int]:
+    """The fit with a constant per configuration and these columns, and its degrees of freedom."""
+    keys = sorted({p.key for p in told})
+    rows = [[*(float(p.key == k) for k in keys), *(getattr(p, c) for c in columns)] for p in told]
+    found = least_squares(rows, [p.energy for p in told])
+    assert found is not None, "too few runs, or runs that do not differ"
+    return found, len(rows) - len(rows[0])
+
+
+def scatter(found: Solution, freedom: int) -> float:
+    """Standard deviation of what is left, as a share of the mean joules per token."""
+    return sqrt(sum(r * r for r in found.residuals) / freedom)
+
+
+COLUMNS = ("pace_per_w", "warmth_per_w_c")
+
+
+def left_out(told: Sequence[Point]) -> list[float]:
+    """Each run's joules less their prediction from all others, against its configuration's other runs, as shares.
+
+    The constant of a configuration comes from its other runs; p and k from the whole of the others.
+    """
+    misses = []
+    for point in told:
+        others = [p for p in told if p is not point]
+        same = [p for p in others if p.key == point.key]
+        paired = [p for p in others if sum(q.key == p.key for q in others) > 1]
+        fit, _ = solved(paired, COLUMNS)
+        slopes = fit.values[-len(COLUMNS) :]
+        change = sum(
+            b * (getattr(point, c) - fmean(getattr(p, c) for p in same)) for b, c in zip(slopes, COLUMNS, strict=True)
+        )
+        misses.append(point.energy - fmean(p.energy for p in same) - change)
+    return misses
+
+
+def judged(runs: Sequence[Run]) -> dict[str, Any]:
+    """Scatter with and without either cause, p and k with standard errors, every run's figures."""
+    told = points(runs)
+    fits = {name: solved(told, columns) for name, columns in
+            {"as measured": (), "pace": COLUMNS[:1], "temperature": COLUMNS[1:], "both": COLUMNS}.items()}  # fmt: skip
+    both, freedom = fits["both"]
+    misses = left_out(told)
+    return {
+        "scatter": {n: {"sd": scatter(*f), "degrees_of_freedom": f[1]} for n, f in fits.items()},
+        "waiting_power_w": {"value": both.values[-2], "std_error": both.errors[-2]},
+        "leakage_w_per_c": {"value": both.values[-1], "std_error": both.errors[-1]},
+        "fit_degrees_of_freedom": freedom,
+        "left_out_rms": sqrt(fmean(m * m for m in misses)),
+        "unexplained_rms": sqrt(fmean(_against_others(p, told) ** 2 for p in told)),
+        "runs": [_row(*each) for each in zip(told, both.residuals, misses, strict=True)],
+    }
+
+
+def _row(point: Point, residual: float, missed: float) -> dict[str, Any]:
+    run = point.run
+    return {
+        "file": run.source,
+        "configuration": run.key,
+        "cycle": run.cycle,
+        "joules_per_token": run.joules_per_token(),
+        "tokens_per_second": run.result["output_tokens"] / run.window_s,
+        "temperature_c": run.temperature_c,
+        "loaded_idle_power_w": run.result["loaded_idle_power_w"],
+        "residual": residual,
+        "left_out": missed,
+    }
+
+
+def _against_others(point: Point, told: Sequence[Point]) -> float:
+    return point.energy - fmean(p.energy for p in told if p.key == point.key and p is not point)
+
+
+def main() -> None:
+    """Judge the files and print the record."""
+    out, files = Path(sys.argv[1]), [Path(p) for p in sys.argv[2:]]
+    record = stamp("python benchmarks/scatter.py OUT.json " + " ".join(f.name for f in files))
+    record |= judged([r for f in files for r in read(f)])
+    out.write_text(json.dumps(record, indent=1))
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
