@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from llenergymeasure.core.comparison import ENERGY, SPEED, PairComparison, QuantityComparison
 from llenergymeasure.core.result import ExperimentResult, ExperimentStatistics, StudyResult
-from llenergymeasure.wording import counted, number, percent, plus_minus
+from llenergymeasure.wording import counted, merged, number, percent, plus_minus
 
 POWER = "mean_power_w"
 NAMED_AT_MOST = 3  # configurations in one sentence
@@ -66,14 +66,18 @@ class Headline:
 
 @dataclass(frozen=True)
 class Finding:
-    """A warning or the reason of a verdict: what, what to do, in how many of how many runs; the first one's words."""
+    """A warning or the reason of a verdict: what, what to do, in how many of how many runs.
+
+    Figures that differ from run to run stand as ranges; `alike` is False where the words differ, too: they are those
+    of the first run then.
+    """
 
     code: str
     what: str
     fix: str
     runs: int
     total: int
-    wordings: int
+    alike: bool
 
     @property
     def text(self) -> str:
@@ -85,7 +89,7 @@ class Finding:
         """How many runs it concerns; nothing for a single one of one."""
         if self.total == 1:
             return ""
-        return f"{self.runs} of {self.total} runs" + (", figures of the first" if self.wordings > 1 else "")
+        return f"{self.runs} of {self.total} runs" + ("" if self.alike else ", in the words of the first")
 
 
 @dataclass(frozen=True)
@@ -267,34 +271,33 @@ def _pairs_with(best: Ranked, comparison: QuantityComparison) -> dict[str, PairC
 
 
 def warnings(results: Sequence[ExperimentResult]) -> list[Finding]:
-    """Each warning once by its code, in the words of the first result that carries it."""
-    found: dict[str, list[str]] = {}
+    """Each warning once by its code, its figures as ranges."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for result in results:
         for text in result.measurement_warnings:
-            found.setdefault(text.partition(":")[0], []).append(text.partition(":")[2].strip())
-    return [_finding(code, texts, len(results)) for code, texts in found.items()]
-
-
-def _finding(code: str, texts: Sequence[str], total: int) -> Finding:
-    what, _, fix = texts[0].partition("; ")
-    return Finding(code, what, fix, len(texts), total, len(set(texts)))
+            code, _, rest = text.partition(":")
+            what, _, fix = rest.strip().partition("; ")
+            found.setdefault(code, []).append((what, fix))
+    return [_finding(code, said, len(results)) for code, said in found.items()]
 
 
 def verdict_reasons(results: Sequence[ExperimentResult]) -> dict[str, list[Finding]]:
-    """Why results are not valid, by verdict: each sentence once, with its fix."""
-    found: dict[str, dict[str, list[str]]] = {}
-    codes: dict[tuple[str, str], str] = {}
+    """Why results are not valid, by verdict: each code once with its fix, its figures as ranges."""
+    found: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for result in results:
         for why in result.verdict.reasons:
-            found.setdefault(result.verdict.state, {}).setdefault(why.code, []).append(why.sentence)
-            codes.setdefault((result.verdict.state, why.code), why.fix)
+            said = found.setdefault(result.verdict.state, {}).setdefault(why.code, [])
+            said.append((why.sentence, why.fix))
     return {
-        state: [
-            Finding(code, texts[0], codes[state, code], len(texts), len(results), len(set(texts)))
-            for code, texts in by_code.items()
-        ]
+        state: [_finding(code, said, len(results)) for code, said in by_code.items()]
         for state, by_code in found.items()
     }
+
+
+def _finding(code: str, said: Sequence[tuple[str, str]], total: int) -> Finding:
+    what, alike = merged([w for w, _ in said])
+    fix, same_fix = merged([f for _, f in said])
+    return Finding(code, what, fix, len(said), total, alike and same_fix)
 
 
 def verdict_text(verdicts: Mapping[str, int]) -> str:

@@ -16,12 +16,14 @@ from llenergymeasure.core.result import (
 from llenergymeasure.core.statistics import Statistic
 from llenergymeasure.core.sweep import reasons
 from llenergymeasure.findings import (
+    Finding,
     Ranked,
     Told,
     headline,
     rank_all,
     ranked,
     study_labels,
+    verdict_reasons,
     verdict_text,
     warnings,
 )
@@ -75,19 +77,21 @@ def _cells(ranking: Ranked, fastest: float, study: Sequence[str]) -> list[str]:
 
 
 def _why_not(results: Sequence[ExperimentResult]) -> list[str]:
-    found: dict[str, str] = {}
-    for result in results:
-        for why in result.verdict.reasons:
-            found.setdefault(f"{result.verdict.state}: {why.sentence}", why.fix)
+    """Why verdicts are not `valid`: each code once, with the number of runs and its fix."""
+    found = [(state, f) for state, findings in verdict_reasons(results).items() for f in findings]
     lines = [""] if found else []
-    for sentence, fix in found.items():
-        lines += [sentence, f"  -> {fix}"]
+    for state, why in found:
+        lines += [f"{state}{_extent(why)}: {why.what}", f"  -> {why.fix}"]
     return lines
 
 
 def notes(results: Sequence[ExperimentResult]) -> list[str]:
-    """Each warning once by its code, in the words of the first result that carries it, with the number of results."""
-    return [f"warning {f.text}{f' ({f.extent})' if f.extent else ''}" for f in warnings(results)]
+    """Each warning once by its code, with the number of results."""
+    return [f"warning {f.text}{_extent(f)}" for f in warnings(results)]
+
+
+def _extent(found: Finding) -> str:
+    return f" ({found.extent})" if found.extent else ""
 
 
 def single(result: ExperimentResult) -> str:
@@ -195,7 +199,8 @@ def _failed(study: StudyResult, label: str | None) -> list[str]:
 
 def _counts(study: StudyResult, label: str | None) -> str:
     s = study.summary
-    text = f"{s['ran']} of {s['runs']} runs completed, {s['failed']} failed, {s['skipped']} combinations skipped"
+    text = f"{s['ran']} of {counted(s['runs'], 'run')} completed, {s['failed']} failed"
+    text += f", {counted(s['skipped'], 'combination')} skipped"
     return f"{label}: {text}" if label else text
 
 

@@ -1,7 +1,8 @@
-"""Numbers, counts and durations as people read them: the same on the terminal and on a page."""
+"""Numbers, counts, durations and like sentences as people read them: the same on the terminal and on a page."""
 
 import math
 import re
+from collections.abc import Sequence
 
 DASH = "-"
 _PLAIN_FROM, _PLAIN_WIDTH_FROM = 1e-4, 1e-8
@@ -53,3 +54,35 @@ def duration_text(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+_FIGURE = re.compile(r"process(?:es)? \d[\d, ]*|(?P<figure>(?<![\w.-])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w-]))")
+"""A number in a sentence; process ids and the digits of names are none."""
+
+
+def merged(texts: Sequence[str]) -> tuple[str, bool]:
+    """Texts that differ in their figures alone as one, with ranges, and True; else the first of them and False."""
+    words, figures = zip(*map(_apart_from_figures, texts), strict=True)
+    if len(set(words)) > 1:
+        return texts[0], False
+    spans = iter([_span(column) for column in zip(*figures, strict=True)])
+    return re.sub("\0", lambda _: next(spans), words[0]), True
+
+
+def _apart_from_figures(text: str) -> tuple[str, list[str]]:
+    """The text with a NUL in place of each figure, and the figures."""
+    figures: list[str] = []
+
+    def take(found: re.Match[str]) -> str:
+        if found["figure"] is None:
+            return found[0]
+        figures.append(found["figure"])
+        return "\0"
+
+    return _FIGURE.sub(take, text.replace("\0", "")), figures
+
+
+def _span(figures: Sequence[str]) -> str:
+    """The least and the largest as they were written; one where all are the same."""
+    ordered = sorted(set(figures), key=lambda f: float(f.replace(",", "")))
+    return ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"

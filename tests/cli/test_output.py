@@ -55,7 +55,7 @@ def test_summary_goes_to_stdout_and_progress_to_stderr(single: Finished, study: 
     assert re.search(r"^output tokens/s +[\d.]+$", single.ended.out, re.MULTILINE)
     assert "verdict" in single.ended.out
     assert "tokens/s  relative" in study.ended.out
-    assert "2 of 4 runs completed, 2 failed, 1 combinations skipped" in study.ended.out
+    assert "2 of 4 runs completed, 2 failed, 1 combination skipped" in study.ended.out
     assert single.ended.err == "note: energy by simulated on 1 GPU; a window of one pass\n"  # said before it starts
     assert re.findall(r"^\[(\d)/4\]", study.ended.err, re.MULTILINE) == ["1", "2", "3", "4"]
     assert "/4]" not in study.ended.out
@@ -86,7 +86,7 @@ def test_quiet_still_prints_the_summary(tmp_path: Path) -> None:
     ended = llem("run", write(tmp_path, {"execution": {"n_cycles": 1}, "sweep": {"n": [2]}}), "-q", cwd=tmp_path)
 
     assert ended.err == ""
-    assert "1 of 1 runs completed" in ended.out
+    assert "1 of 1 run completed" in ended.out
 
 
 def test_json_of_one_experiment_is_its_result_alone(tmp_path: Path) -> None:

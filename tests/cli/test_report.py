@@ -6,10 +6,11 @@ import pytest
 
 from llenergymeasure import StudyResult, report
 from llenergymeasure.core.errors import ConfigError, ModelNotFoundError, PreFlightError
-from llenergymeasure.core.result import ExperimentStatistics, FailedRun
+from llenergymeasure.core.result import ExperimentResult, ExperimentStatistics, FailedRun
 from llenergymeasure.core.statistics import Statistic
+from llenergymeasure.core.verdict import Evidence, judge
 from llenergymeasure.findings import ranked
-from llenergymeasure.wording import duration_text, number
+from llenergymeasure.wording import duration_text, merged, number
 
 ENERGY, SPEED = "energy_per_output_token_j", "tokens_per_second"
 
@@ -93,7 +94,45 @@ def test_failed_and_skipped_runs_are_in_the_summary() -> None:
     text = report.study_summary(study, [])
 
     assert "failed run 0 (cycle 1, pytorch bf16): OutOfMemoryError: 2 GB more" in text
-    assert text.splitlines()[-1] == "0 of 2 runs completed, 2 failed, 1 combinations skipped"
+    assert text.splitlines()[-1] == "0 of 2 runs completed, 2 failed, 1 combination skipped"
+
+
+def test_a_reason_is_one_line_however_many_runs_have_it() -> None:
+    """Three windows that were too short are one sentence with its range, one number of runs, one fix."""
+
+    def invalid(seconds: float) -> ExperimentResult:
+        verdict = judge(Evidence("counter", 1.0, None, seconds, 0.01))
+        return ExperimentResult.model_construct(verdict=verdict, measurement_warnings=[])
+
+    found = report.comparison([], [invalid(3.12), invalid(3.09), invalid(2.9)]).splitlines()
+
+    assert found[-2:] == [
+        "invalid (3 of 3 runs): The window lasted 2.90 to 3.12 s; below 5 s the edges dominate.",
+        "  -> raise measurement.min_duration_seconds or n, to at least 10 s",
+    ]
+    assert sum("The window lasted" in line for line in found) == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [
+        (["it was 3 s"], "it was 3 s"),
+        (["off by -6.1 % of 2", "off by +5.0 % of 2", "off by -0.5 % of 2"], "off by -6.1 to +5.0 % of 2"),
+        (["9,001 MiB", "10,500 MiB"], "9,001 to 10,500 MiB"),
+        (["process 12 used GPU-0a for 1 s", "process 12 used GPU-0a for 2 s"], "process 12 used GPU-0a for 1 to 2 s"),
+    ],
+    ids=["one", "signs", "thousands", "names"],
+)
+def test_like_sentences_are_one_with_ranges(texts: list[str], shown: str) -> None:
+    """The least and the largest of each figure, as they were written."""
+    assert merged(texts) == (shown, True)
+
+
+@pytest.mark.parametrize("other", ["processes 12, 40 used it for 1 s", "process 13 used it for 1 s", "it lasted 1 s"])
+def test_sentences_that_name_something_else_are_not_merged(other: str) -> None:
+    """Process ids are names, of which there is no range."""
+    first = "process 12 used it for 1 s"
+    assert merged([first, other]) == (first, False)
 
 
 @pytest.mark.parametrize(

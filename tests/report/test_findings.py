@@ -15,6 +15,7 @@ from llenergymeasure.findings import (
     interval,
     rank_all,
     study_labels,
+    verdict_reasons,
     warnings,
 )
 from report.studies import START
@@ -185,9 +186,28 @@ def test_single_run_has_the_uncertainty_of_its_own_result() -> None:
 
 
 def test_warnings_are_grouped_by_code_with_their_fix() -> None:
-    """Each code once, in the first one's words, what apart from what to do."""
-    results = [result(measurement_warnings=["hot: 90 C; cool it"]), result(measurement_warnings=["hot: 95 C; cool it"])]
+    """Each code once, its figures as a range, what apart from what to do."""
+    results = [result(measurement_warnings=[f"hot: {c} C; cool it"]) for c in (95, 90, 93)] + [result()]
     (found,) = warnings(results)
-    assert (found.code, found.what, found.fix, found.extent) == (
-        "hot", "90 C", "cool it", "2 of 2 runs, figures of the first",
-    )  # fmt: skip
+    assert (found.code, found.what, found.fix, found.extent) == ("hot", "90 to 95 C", "cool it", "3 of 4 runs")
+
+
+def test_what_differs_in_more_than_figures_keeps_the_first_words_and_says_so() -> None:
+    """Two GPUs are no range."""
+    results = [result(measurement_warnings=[f"display: drawn on GPU-{name}"]) for name in ("a1", "b2")]
+    (found,) = warnings(results)
+    assert (found.what, found.extent) == ("drawn on GPU-a1", "2 of 2 runs, in the words of the first")
+
+
+def test_reasons_of_verdicts_are_grouped_by_state_and_code() -> None:
+    """A code is one line however its figures differ; two states are two lines."""
+
+    def judged(state: str, seconds: float) -> ExperimentResult:
+        reason = {"code": "short", "sentence": f"It lasted {seconds:.2f} s; below 5 s.", "fix": "at least 10 s"}
+        return result(verdict={"state": state, "reasons": [reason]})
+
+    found = verdict_reasons([judged("invalid", 3.12), judged("invalid", 0.5), judged("estimated", 3)])
+    assert {state: [(f.what, f.fix, f.extent) for f in reasons] for state, reasons in found.items()} == {
+        "invalid": [("It lasted 0.50 to 3.12 s; below 5 s.", "at least 10 s", "2 of 3 runs")],
+        "estimated": [("It lasted 3.00 s; below 5 s.", "at least 10 s", "1 of 3 runs")],
+    }

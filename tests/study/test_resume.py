@@ -273,7 +273,7 @@ def test_latest_study_is_resumed(tmp_path: Path, words: tuple[str, ...]) -> None
 
     ended = llem("run", *words, cwd=tmp_path)
 
-    assert (ended.code, ended.out.splitlines()[-3]) == (0, "1 of 1 runs completed, 0 failed, 0 combinations skipped")
+    assert (ended.code, ended.out.splitlines()[-3]) == (0, "1 of 1 run completed, 0 failed, 0 combinations skipped")
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
