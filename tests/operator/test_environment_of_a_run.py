@@ -11,11 +11,12 @@ from llem_operator.acceptance import Accepted, accept_study
 from llem_operator.objects import jobs_of
 from llenergymeasure import baseline, environment
 from llenergymeasure.assignment import UPLOAD_SECONDS, read_assignment
+from llenergymeasure.calibration_file import named_calibration
 from llenergymeasure.object_store import Access
 
 RUNNER = Path(__file__).resolve().parents[2] / "runner" / "llenergymeasure"
-OF_A_STUDY = re.compile(r"LLEM_((OPERATOR|RUNNER)_|LEASH_FD$|LOCK_DIR$|RUN_TOKEN$|CALIBRATION$)")
-"""The operator's own, how `llem run` starts runs and ends them, and a calibration, which a pod may be given or not."""
+OF_A_STUDY = re.compile(r"LLEM_((OPERATOR|RUNNER)_|LEASH_FD$|LOCK_DIR$|RUN_TOKEN$)")
+"""The operator's own, and how `llem run` starts runs and ends them."""
 
 
 def variables(**spec: Any) -> dict[str, str]:
@@ -42,6 +43,7 @@ def test_an_empty_variable_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (duty.access, duty.gap_until, duty.study_record) == (Access(), None, None)
     assert duty.upload_seconds == UPLOAD_SECONDS
     assert baseline.handed_down(found) == {}
+    assert named_calibration({"LLEM_CALIBRATION": "/of/a/secret", **found}) == {}
     for name, value in found.items():
         monkeypatch.setenv(name, value)
     assert environment.snapshot()["image_digest"] is None
