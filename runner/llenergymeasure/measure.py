@@ -20,7 +20,7 @@ from llenergymeasure import (
     phase_split,
     preflight,
     record,
-    recording,
+    replay,
     run_baseline,
     run_energy,
     saturated,
@@ -49,7 +49,7 @@ from llenergymeasure.core.uncertainty import Spread
 from llenergymeasure.gpu_settings import thermometer
 from llenergymeasure.observation import Observation
 from llenergymeasure.own_processes import own_pids
-from llenergymeasure.phases import Emit, Phases, silent
+from llenergymeasure.phases import PROBES, Emit, Phases, planned, silent
 from llenergymeasure.user_config import UserConfig, cache_dir
 
 MAX_FOREIGN_CPU = 0.10  # above this share of all processors, a speed measured on the CPU is not this model's
@@ -77,7 +77,8 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = silent) 
 
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # so that CUDA and NVML number the GPUs alike
-    started, phases = datetime.now(UTC), Phases(emit)
+    started = datetime.now(UTC)
+    phases = Phases(emit, len(planned(probes=config.measurement.phase_split)))
     engine = None
     energy = None
     try:
@@ -158,7 +159,7 @@ def _measure(
     others = host_load.foreign_share(cpu_before, host_load.cpu_times())
     probes = None
     if config.measurement.phase_split:
-        with phases("probes"):
+        with phases(PROBES):
             probes = (
                 phase_split.probe(config, engine, energy, batches, facts, phases)
                 if feed is None
@@ -213,7 +214,7 @@ def _measure(
     return Measured(
         result.model_copy(update={"phases": dict(phases.done)}),
         _series(energy, fed.window, fed.generations),
-        _raw(config, energy, fed.window),
+        replay.to_json(seen) if config.output.raw_samples else None,
     )
 
 
@@ -313,10 +314,3 @@ def _series(energy: run_energy.RunEnergy, window: Window, generations: Sequence[
     if energy.record is None:
         return []
     return timeseries.rows(window, energy.record.readings, energy.record.series, generations)
-
-
-def _raw(config: ExperimentConfig, energy: run_energy.RunEnergy, window: Window) -> dict[str, Any] | None:
-    """Everything that the sensors recorded, seconds from window start; None unless asked for."""
-    if not config.output.raw_samples or energy.record is None:
-        return None
-    return recording.to_json(energy.record, window.start_s) | {"window_s": window.duration_s}

@@ -23,13 +23,21 @@ PHASES = (
     "drain",
     "result",
 )
+PROBES = "probes"
+
+
+def planned(*, probes: bool) -> tuple[str, ...]:
+    """The phases that a run will have, in order; the probes of a phase split follow the window."""
+    after = PHASES.index("window") + 1
+    return (*PHASES[:after], *([PROBES] if probes else []), *PHASES[after:])
 
 
 @dataclass
 class Phases:
-    """Times phases and tells the listener when each begins."""
+    """Times phases and tells the listener when each begins, and of how many."""
 
     emit: Emit
+    total: int = len(PHASES)
     origin_s: float = field(default_factory=time.monotonic)
     done: dict[str, Phase] = field(default_factory=dict)
 
@@ -42,7 +50,7 @@ class Phases:
                 "phase": name,
                 "t_s": round(start_s, 3),
                 "done": len(self.done),
-                "total": len(PHASES),
+                "total": self.total,
             }
         )
         yield

@@ -30,14 +30,18 @@ def test_every_phase_is_recorded_in_order(run: Run) -> None:
     assert edges[-1] <= wall_s
 
 
-def test_progress_names_the_phases_as_they_begin(run: Run) -> None:
-    """The listener hears every phase once, with how many are done of how many."""
+@pytest.mark.parametrize("probes", [False, True], ids=["plain", "with probes"])
+def test_progress_names_the_phases_as_they_begin(probes: bool, run: Run) -> None:
+    """The listener hears every phase once, with how many are done of how many; probes are one more, after the window."""
     events: list[dict[str, Any]] = []
-    run(emit=events.append)
+    run(emit=events.append, energy={"backend": "none"}, measurement={"phase_split": probes})
     heard = [e for e in events if e["event"] == "phase"]
-    assert [e["phase"] for e in heard] == list(PHASES)
-    assert [e["done"] for e in heard] == list(range(len(PHASES)))
-    assert {e["total"] for e in heard} == {len(PHASES)}
+    expected = list(PHASES)
+    if probes:
+        expected.insert(expected.index("window") + 1, "probes")
+    assert [e["phase"] for e in heard] == expected
+    assert [e["done"] for e in heard] == list(range(len(expected)))
+    assert {e["total"] for e in heard} == {len(expected)}
     assert [e["t_s"] for e in heard] == sorted(e["t_s"] for e in heard)
 
 
