@@ -5,7 +5,7 @@ For terminal and page alike. Figures of several runs are ranges, or the worst wh
 
 from collections.abc import Callable, Iterable, Sequence
 
-from llenergymeasure.core.result import ExperimentResult, Sensor
+from llenergymeasure.core.result import ExperimentResult, Sensor, SettleResult
 from llenergymeasure.core.uncertainty import GAIN_LIMIT, Uncertainty
 from llenergymeasure.wording import DASH, number, percent
 
@@ -143,3 +143,32 @@ def drifts(results: Results) -> str:
         if values:
             parts.append(f"{word} {100 * max(values, key=abs):+.1f} %".replace("-", "\N{MINUS SIGN}"))
     return ", ".join(parts) or DASH
+
+
+def settling(results: Results) -> str:
+    """Whether the GPU had reached the state of the work before the window, how long that took, and what still moved."""
+    found = [r.settle for r in results if r.settle is not None]
+    kinds = {
+        "settled after {} under load": [s for s in found if s.settled],
+        "not settled after {} under load": [s for s in found if s.settled is False],
+        "idle for {}": [s for s in found if s.settled is None and s.seconds > 0],
+    }
+    parts = [
+        _of(some, found) + text.format(span([s.seconds for s in some], "s")) for text, some in kinds.items() if some
+    ]
+    without = [s for s in found if s.settled is None and s.seconds == 0]
+    parts += [f"{_of(without, found)}none ({listed(s.reason for s in without)})"] if without else []
+    return "; ".join([*parts, *_still_moved(found)]) or DASH
+
+
+def _of(some: Sequence[SettleResult], found: Sequence[SettleResult]) -> str:
+    return "" if len(some) == len(found) else f"{len(some)} of {len(found)} runs "
+
+
+def _still_moved(found: Sequence[SettleResult]) -> list[str]:
+    """Power and temperature at the end of the settling, the worst of several runs."""
+    power = [s.power_drift for s in found if s.power_drift is not None]
+    warmth = [s.temperature_change_c for s in found if s.temperature_change_c is not None]
+    parts = [f"power {100 * max(power, key=abs):+.1f} % in 10 s".replace("-", "\N{MINUS SIGN}")] if power else []
+    parts += [f"temperature {max(warmth):g} °C in 20 s"] if warmth else []
+    return [f"at its end {', '.join(parts)}"] if parts else []

@@ -136,6 +136,7 @@ def _rests_on(result: ExperimentResult) -> list[tuple[str, str]]:
         ("second reading", evidence.second_reading([result])),
         ("sensor", evidence.sensor([result])),
         ("calibration", evidence.calibration([result])),
+        ("settling", evidence.settling([result])),
         ("power cap", evidence.power_cap([result])),
     ]
     return [(name, text) for name, text in lines if text != DASH]

@@ -176,6 +176,7 @@ def method(study: StudyResult, results: Sequence[ExperimentResult]) -> Facts:
         ("pauses", _gaps(protocol)),
         ("window", _window(results)),
         ("warm-up", _warm_up(results)),
+        ("settling", evidence.settling(results)),
         ("energy from", various(f"{r.energy_source} ({r.energy_kind})" for r in results if r.energy_source)),
         ("sensor", evidence.sensor(results)),
         ("calibration", evidence.calibration(results)),

@@ -83,6 +83,7 @@ def _fields(position: int, cycle: int, config: ExperimentConfig, start: datetime
         "latency": {"mode": "per_request_batch", "samples": 9} | dict.fromkeys(
             ("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "max_ms"), 10.0 + 3 * (position % 11)),
         "energy_source": "nvml", "energy_kind": "counter", "energy_total_j": energy * 20_000,
+        "settle": {"settled": True, "seconds": 21.0, "power_drift": 0.002, "temperature_change_c": 1.0},
         "energy_per_output_token_j": energy, "mean_power_w": energy * speed, "baseline_power_w": 77.0,
         "energy_per_device_j": {"GPU-known": energy * 20_000},
         "uncertainty": {"edge": 0.001, "comparison": 0.02, "absolute": 0.097, "between_runs_source": "assumed"},

@@ -20,6 +20,7 @@ KNOWN: dict[str, Any] = {
     "cross_check": {"source": "average power", "ratio": 0.9951, "excess": 0.001, "allowance": 0.004,
                     "ratios": {"average power": 0.9951, "sample buffer": 1.0012}},
     "conditions": {"power_cap_share": 1.0, "power_limit_w": 700.0, "power_drift": -0.012, "clock_drift": 0.001},
+    "settle": {"settled": True, "seconds": 33.86, "power_drift": -0.0028, "temperature_change_c": 2.0, "reason": "level"},
     "sensors": {"GPU-a": {"period_s": 0.09999, "jitter_s": 0.0006, "edges": "quiet"}},
 }  # fmt: skip
 
@@ -38,6 +39,8 @@ ONE = [
     ("sensor", "the counter ticks every 100 ms, give or take 0.6 ms; quiet edges"),
     ("calibration", "-"),
     ("power_cap", "100 % of the window at a limit of 700 W"),
+    ("settling", ("settled after 33.9 s under load; at its end power \N{MINUS SIGN}0.3 % in 10 s, temperature 2 °C in "
+     "20 s")),
     ("drifts", "power \N{MINUS SIGN}1.2 %, clocks +0.1 %"),
 ]  # fmt: skip
 
@@ -67,6 +70,28 @@ def test_several_runs_have_ranges_and_the_worst() -> None:
     assert evidence.second_reading(results).startswith("average power 0.9951 to 1.0100, sample buffer 1.0012 times")
 
 
+SETTLED = {"settled": True, "seconds": 20.0, "power_drift": 0.001, "temperature_change_c": 1.0}
+UNSETTLED = {"settled": False, "seconds": 60.0, "power_drift": -0.009, "temperature_change_c": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("settles", "text"),
+    [
+        ([SETTLED, {**SETTLED, "seconds": 31}, UNSETTLED],
+         ("2 of 3 runs settled after 20 to 31 s under load; 1 of 3 runs not settled after 60 s under load; "
+          "at its end power \N{MINUS SIGN}0.9 % in 10 s, temperature 3 °C in 20 s")),
+        ([UNSETTLED | {"temperature_change_c": None}],
+         "not settled after 60 s under load; at its end power \N{MINUS SIGN}0.9 % in 10 s"),
+        ([{"seconds": 30.0, "reason": "fixed: idle"}], "idle for 30 s"),
+        ([{"reason": "no GPU"}, {"reason": "no GPU"}], "none (no GPU)"),
+    ],
+    ids=["some", "not", "fixed", "none"],
+)  # fmt: skip
+def test_settling_is_told(settles: Sequence[dict[str, Any]], text: str) -> None:
+    """Whether it settled, after how long, and what still moved: the worst of several runs; else why not."""
+    assert evidence.settling([run(settle=s) for s in settles]) == text
+
+
 def test_a_calibration_is_told_with_the_joules_before_it() -> None:
     """Gain, offset, raw joules, and the gain's own limit."""
     known = run(
@@ -84,6 +109,6 @@ def test_the_terminal_shows_it_all() -> None:
     text = report.single(run(verdict={"state": "invalid", "reasons": [reason]}))
     for part in (
         "0.5 ± 0.0033", "3000 ± 60", "±0.66 % (95 %)", "±9.5 % absolute", "129 W with the engine loaded", "0.9951",
-        "every 100 ms", "limit of 700 W", "invalid", "Somebody else used GPU-a.", "-> end the other processes",
+        "every 100 ms", "settled after 33.9 s", "limit of 700 W", "invalid", "Somebody else used GPU-a.", "-> end the other processes",
     ):  # fmt: skip
         assert part in text

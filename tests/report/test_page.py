@@ -136,6 +136,7 @@ def test_method_and_environment_are_told(usual: Rebuilt) -> None:
     assert told["cycles"] == "3"
     assert told["order of runs"] == "shuffled"
     assert told["window"].startswith("20.5 s (steady state, passes)")
+    assert told["settling"].startswith("settled after 21 s under load; at its end power +0.2 %")
     assert told["energy from"] == "nvml (counter)"
     assert told["idle power"].startswith("77 W")
     assert "±2 % (95 %)" in told["uncertainty"]
