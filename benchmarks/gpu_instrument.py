@@ -264,9 +264,11 @@ def bare(loaded: Loaded) -> float:
     """Three batches by transformers itself, tokens per second."""
     import torch
 
-    ids = torch.tensor([r.token_ids for r in loaded.batch], device="cuda")
-    mask, generate = torch.ones_like(ids), loaded.engine._model.generate
-    torch.cuda.synchronize()
+    model = loaded.engine._model
+    ids = torch.tensor([r.token_ids for r in loaded.batch], device=model.device)
+    mask, generate = torch.ones_like(ids), model.generate
+    synchronise = torch.cuda.synchronize if model.device.type == "cuda" else time.monotonic
+    synchronise()
     start_s = time.monotonic()
     with torch.inference_mode():
         for _ in range(3):
@@ -275,7 +277,7 @@ def bare(loaded: Loaded) -> float:
                 cache_implementation="static",
             )  # fmt: skip
             out.tolist()  # the tokens are wanted by whoever runs the loop
-    torch.cuda.synchronize()
+    synchronise()
     return 3 * BATCH * bench.OUTPUT_TOKENS / (time.monotonic() - start_s)
 
 

@@ -1,10 +1,12 @@
 """Repeats experiments in fresh processes on one GPU: how far joules per token scatter, and whether 3 % are found.
 
-`spread`: the model of gpu_model.py at batch 1, 8 and 32. `planted`: batch 8 twice, the same work by another seed, of
-which the second waits in every batch, for LOADED_IDLE_W x wait = 3 % of a batch's energy.
-Recordings of all runs are kept, so that they can be judged again (benchmarks/judge.py).
+`spread`: the model of gpu_model.py at batch 1, 8 and 32. `equal`: one batch size twice, the same work under two seeds.
+`planted`: the same, and the second waits in every batch, for LOADED_IDLE_W x wait = 3 % of a batch's energy.
+Recordings of all runs are kept, so that they can be judged again (benchmarks/judge.py, benchmarks/scatter.py); of a
+study that is ended by SIGTERM, those that are there.
 
-    python benchmarks/gpu_repeat.py OUTDIR spread|planted [--cycles 5] [--batch-energy-j 450] [--loaded-idle-w 128]
+    python benchmarks/gpu_repeat.py OUTDIR spread|equal|planted [--cycles 5] [--window-s 30] [--batch-size 8]
+        [--batch-energy-j 450] [--loaded-idle-w 128]
 """
 
 import argparse
@@ -12,6 +14,10 @@ import gzip
 import json
 import os
 import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +25,13 @@ import gpu_model as bench
 
 SWEEPS: dict[str, dict[str, Any]] = {
     "spread": {"pytorch.batch_size": [1, 8, 32]},
+    "equal": {"random_seed": [42, 43]},
     "planted": {"random_seed": [42, 44]},
 }
 PLANTED_SHARE = 0.03
 
 
-def study_file(folder: Path, name: str, cycles: int, window_s: float) -> Path:
+def study_file(folder: Path, name: str, cycles: int, window_s: float, batch_size: int) -> Path:
     """The study's file."""
     body = {
         "name": name,
@@ -35,8 +42,8 @@ def study_file(folder: Path, name: str, cycles: int, window_s: float) -> Path:
         "sweep": SWEEPS[name],
         "execution": {"n_cycles": cycles, "config_gap_seconds": 0, "cycle_gap_seconds": 0},
     }
-    if name == "planted":
-        body["pytorch"] = {**bench.WORK["pytorch"], "batch_size": 8}
+    if name != "spread":
+        body["pytorch"] = {**bench.WORK["pytorch"], "batch_size": batch_size}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     file.write_text(json.dumps(body, indent=1))
@@ -58,16 +65,34 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("study", choices=SWEEPS)
     parser.add_argument("--cycles", type=int, default=5)
-    parser.add_argument("--window-s", type=float, default=12.0)
+    parser.add_argument("--window-s", type=float, default=30.0)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--batch-energy-j", type=float, default=450.0)
     parser.add_argument("--loaded-idle-w", type=float, default=128.0)
     a = parser.parse_args()
     wait_s = PLANTED_SHARE * a.batch_energy_j / a.loaded_idle_w
     planted = {"LLEM_PLANT_S": f"{wait_s:.4f}"} if a.study == "planted" else {}
     env = bench.environment(paths=str(bench.ROOT / "benchmarks/planted"), **planted)
-    place = bench.TMP / f"llem-{a.study}-{os.getpid()}"
-    bench.llem("run", str(study_file(place, a.study, a.cycles, a.window_s)), "-o", str(place / "results"), env=env)
-    collect(a.out, a.study, place / "results", {"cycles": a.cycles, "wait_s": wait_s if planted else None})
+    name = a.study if a.study == "spread" else f"{a.study}_batch{a.batch_size}"
+    place = bench.TMP / f"llem-{name}-{os.getpid()}"
+    file = study_file(place, a.study, a.cycles, a.window_s, a.batch_size)
+    with ended_softly():
+        bench.llem("run", str(file), "-o", str(place / "results"), env=env)
+    collect(a.out, name, place / "results", {"cycles": a.cycles, "wait_s": wait_s if planted else None})
+
+
+@contextmanager
+def ended_softly() -> Iterator[None]:
+    """SIGTERM goes to `llem run`, which ends its study in order; what it has measured is still collected."""
+
+    def hand_on(*_: object) -> None:
+        subprocess.run(["pkill", "-TERM", "-P", str(os.getpid())], check=False)
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def collect(out: Path, name: str, results: Path, facts: dict[str, Any]) -> None:

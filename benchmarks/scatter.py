@@ -102,10 +102,26 @@ def judged(runs: Sequence[Run]) -> dict[str, Any]:
         "waiting_power_w": {"value": both.values[-2], "std_error": both.errors[-2]},
         "leakage_w_per_c": {"value": both.values[-1], "std_error": both.errors[-1]},
         "fit_degrees_of_freedom": freedom,
+        "own_constants": constants(told, both),
         "left_out_rms": sqrt(fmean(m * m for m in misses)),
         "unexplained_rms": sqrt(fmean(_against_others(p, told) ** 2 for p in told)),
         "runs": [_row(*each) for each in zip(told, both.residuals, misses, strict=True)],
     }
+
+
+def constants(told: Sequence[Point], fit: Solution) -> list[dict[str, Any]]:
+    """What a token takes beside waiting and leaking at mean temperature, J: equal work must have equal constants."""
+    keys = sorted({p.key for p in told})
+    means = [fmean(p.run.joules_per_token() for p in told if p.key == k) for k in keys]
+    return [
+        {
+            "file": key[0],
+            "configuration": key[1],
+            "joules_per_token": fit.values[i] * mean,
+            "std_error": fit.errors[i] * mean,
+        }
+        for i, (key, mean) in enumerate(zip(keys, means, strict=True))
+    ]
 
 
 def _row(point: Point, residual: float, missed: float) -> dict[str, Any]:

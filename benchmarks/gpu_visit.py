@@ -1,0 +1,117 @@
+"""One visit to a machine with four GPUs, about 25 minutes: everything of docs/benchmarks.md that is taken there.
+
+Each GPU works through its own lane, all lanes at once, so that a GPU does one thing at a time and a visit costs little
+more than its longest lane. What a part has written when its time is up is kept. With fewer GPUs the lanes follow each
+other on those there are, as far as --minutes goes.
+
+    python benchmarks/gpu_visit.py OUTDIR [--minutes 25] [--cycles 5] [--window-s 30]
+
+Judge the files with benchmarks/judge.py and benchmarks/scatter.py; neither needs a GPU.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gpu_model as bench
+
+HERE = Path(__file__).resolve().parent
+GRACE_S = 60.0  # from SIGTERM to SIGKILL: a study writes what it has
+
+
+@dataclass
+class Part:
+    """One command of a lane; `share` is the part of the visit's end until which it may last."""
+
+    script: str
+    arguments: list[str]
+    until: float = 1.0
+    seconds: float | None = field(default=None, init=False)
+
+
+def lanes(cycles: int, window_s: float) -> list[list[Part]]:
+    """What each GPU does, in order: first the study that needs most time, then a few single runs."""
+    often = ["--cycles", str(cycles), "--window-s", str(window_s)]
+
+    def study(name: str, batch: int) -> Part:
+        return Part("gpu_repeat.py", [name, *often, "--batch-size", str(batch)], until=0.75)
+
+    return [
+        [study("equal", 8), Part("gpu_instrument.py", ["harness"])],
+        [study("equal", 32), Part("gpu_runs.py", ["phase_split", "short"])],
+        [study("equal", 1), Part("gpu_runs.py", ["default", "self_test"])],
+        [study("planted", 8), Part("gpu_instrument.py", ["sampler"]), Part("gpu_runs.py", ["foreign"])],
+    ]
+
+
+def gpus() -> list[str]:
+    """UUIDs of the GPUs of this machine."""
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def work(lane: list[Part], gpu: str, out: Path, end_s: float, whole_s: float) -> None:
+    """Do one lane on one GPU."""
+    env = bench.environment(CUDA_VISIBLE_DEVICES=gpu)
+    for part in lane:
+        limit_s = end_s - (1 - part.until) * whole_s - time.monotonic() - GRACE_S
+        if limit_s < GRACE_S:
+            continue
+        command = [sys.executable, str(HERE / part.script), str(out), *part.arguments]
+        log = out / f"{part.script.removesuffix('.py')}_{part.arguments[0]}_{gpu[-4:]}.log"
+        began_s = time.monotonic()
+        with (
+            log.open("w") as file,
+            subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT) as process,
+        ):
+            try:
+                process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(GRACE_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+        part.seconds = time.monotonic() - began_s
+        print(
+            f"{gpu[-4:]} {part.script} {' '.join(part.arguments)}: exit {process.returncode}, {part.seconds:.0f} s",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Build the model once, then let every GPU work through its lanes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--cycles", type=int, default=5)
+    parser.add_argument("--window-s", type=float, default=30.0)
+    a = parser.parse_args()
+    whole_s = 60 * a.minutes
+    end_s = time.monotonic() + whole_s
+    a.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    bench.model()
+    bench.model(bench.SMALL)
+    found, plan = gpus(), lanes(a.cycles, a.window_s)
+    each = [[part for lane in plan[i :: len(found)] for part in lane] for i in range(min(len(found), len(plan)))]
+    threads = [
+        threading.Thread(target=work, args=(lane, gpu, a.out, end_s, whole_s))
+        for lane, gpu in zip(each, found, strict=False)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
