@@ -113,7 +113,9 @@ def _tokens_and_speed(seen: Observation) -> dict[str, Any]:
         "tokens_per_second": outputs / duration_s,
         "total_tokens_per_second": (inputs + outputs) / duration_s,
         "requests_per_second": len(seen.lengths) / duration_s,
-        "latency": latency_statistics([1e3 * (g.end_s - g.start_s) for g in seen.generations]),
+        "latency": latency_statistics(
+            [1e3 * (g.end_s - g.start_s) for g in seen.generations], of_batches=seen.work.mode != "saturated"
+        ),
         "memory_model_mb": seen.facts.memory_model_mb,
         "memory_peak_mb": seen.memory_peak_mb,
         "memory_total_mb": _memory_total_mb(seen),
@@ -156,7 +158,7 @@ def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
         baseline_method=baseline.method if baseline else "unavailable",
         from_cache=bool(baseline and baseline.method != "fresh"),
         baseline_timestamp=baseline.measured_at if baseline else None,
-        baseline_cache_age_s=baseline.age_s if baseline and baseline.method != "fresh" else None,
+        baseline_cache_age_s=_age_s(seen) if baseline and baseline.method != "fresh" else None,
         baseline_std_uncertainty_w=baseline.std_uncertainty_w if baseline else None,
         baseline_drift_w=baseline.drift_w if baseline else None,
         baseline_temperature_c=baseline.temperature_c if baseline else None,
@@ -187,6 +189,11 @@ def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
         "mean_power_w": raw / duration_s,
         "co2_estimate_g": raw / J_PER_KWH * intensity * seen.pue if intensity is not None else None,
     }
+
+
+def _age_s(seen: Observation) -> float | None:
+    """How old the idle power was at the end of the run, which is not when the run is judged again."""
+    return (seen.end_time - seen.baseline.measured_at).total_seconds() if seen.baseline else None
 
 
 def _null_reasons(seen: Observation, joules: Joules, energy: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ same on every machine.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar
 
 from llenergymeasure.core.contracts import (
@@ -14,11 +14,14 @@ from llenergymeasure.core.contracts import (
     Occupants,
     PowerSample,
     Reading,
+    SensorFacts,
     ThrottleCounters,
 )
 from llenergymeasure.core.energy_series import EnergySeries, Tick
 
-FORMAT = "llem-recording-1"
+FORMAT = "llem-recording-2"
+READ = ("llem-recording-1", FORMAT)
+"""Formats that can be read; the first one had no facts of the sensors and nothing of the run beside them."""
 INSTANTS = frozenset({"t_s", "before_s", "after_s", "start_s", "end_s"})
 Row = TypeVar("Row")
 DECIMALS = 6  # a microsecond: less than any sensor's clock tells
@@ -33,6 +36,7 @@ def to_json(record: EnergyRecord, zero_s: float) -> dict[str, Any]:
         "series": {uuid: _plain(s, leave_out=("ticks",)) for uuid, s in record.series.items()},
         "samples": {uuid: _table(rows, zero_s) for uuid, rows in record.samples.items()},
         "readings": _table(record.readings, zero_s),
+        "sensors": {uuid: asdict(facts) for uuid, facts in record.sensors.items()},
         "occupants": _table(record.occupants, zero_s),
         "throttle": _table(record.throttle, zero_s),
         "host_energy_j": record.host_energy_j,
@@ -45,16 +49,17 @@ def from_json(raw: Mapping[str, Any]) -> EnergyRecord:
     """The record back; its instants count from the window's start.
 
     Raises:
-        ValueError: It is not a recording of this format.
+        ValueError: It is not a recording of a known format.
 
     """
-    if raw.get("format") != FORMAT:
-        raise ValueError(f"not a recording: its format is {raw.get('format')!r}, expected {FORMAT!r}")
+    if raw.get("format") not in READ:
+        raise ValueError(f"not a recording: its format is {raw.get('format')!r}, expected {' or '.join(READ)}")
     ticks = {uuid: _rows(Tick, table) for uuid, table in raw["ticks"].items()}
     return EnergyRecord(
         windows={name: _rows(DeviceEnergy, table) for name, table in raw["windows"].items()},
         series={uuid: EnergySeries(ticks=ticks[uuid], **facts) for uuid, facts in raw["series"].items()},
         samples={uuid: _rows(PowerSample, table) for uuid, table in raw["samples"].items()},
+        sensors={uuid: SensorFacts(**facts) for uuid, facts in raw.get("sensors", {}).items()},
         readings=_rows(Reading, raw["readings"]),
         occupants=_rows(Occupants, raw["occupants"]),
         throttle=_rows(ThrottleCounters, raw["throttle"]),

@@ -11,6 +11,7 @@ from llenergymeasure.core.contracts import (
     Occupants,
     PowerSample,
     Reading,
+    SensorFacts,
     ThrottleCounters,
 )
 from llenergymeasure.core.energy_series import EnergySeries, Tick
@@ -24,6 +25,7 @@ FULL = EnergyRecord(
     series={"GPU-a": EnergySeries(TICKS, jitter_s=0.002)},
     samples={"GPU-a": (PowerSample(ZERO_S + 0.25, 299.5),)},
     occupants=(Occupants(ZERO_S, "GPU-a", (1, 2), None, (), 776.0),),
+    sensors={"GPU-a": SensorFacts(0.1, 0.002, 0.002, "self-test", 0.012, 0.008, 0.004, 40, 0.02)},
     throttle=(ThrottleCounters(ZERO_S + 1, "GPU-a", sw_power_cap_ns=5),),
     host_energy_j=12.5,
     independent=True,
@@ -37,6 +39,7 @@ def test_a_recording_comes_back_whole() -> None:
     again = json.loads(json.dumps(to_json(back, 0.0)))
     assert again == json.loads(json.dumps(to_json(FULL, ZERO_S)))
     assert back.series["GPU-a"].ticks[8].after_s == pytest.approx(0.0)
+    assert back.sensors == FULL.sensors
     assert back.occupants == (replace(FULL.occupants[0], t_s=0.0),)
     for f in fields(EnergyRecord):
         assert bool(getattr(back, f.name)) == bool(getattr(FULL, f.name)), f.name
@@ -51,7 +54,15 @@ def test_joules_of_a_window_survive() -> None:
     assert after.std_uncertainty == pytest.approx(before.std_uncertainty, rel=1e-3)
 
 
+def test_a_recording_of_the_first_format_can_be_read() -> None:
+    """It lacks the facts of the sensors; everything else is where it was."""
+    older = {k: v for k, v in to_json(FULL, ZERO_S).items() if k != "sensors"} | {"format": "llem-recording-1"}
+    back = from_json(json.loads(json.dumps(older)))
+    assert back.sensors == {}
+    assert back.series["GPU-a"].ticks == from_json(to_json(FULL, ZERO_S)).series["GPU-a"].ticks
+
+
 def test_another_file_is_refused() -> None:
     """What is no recording is named, not guessed at."""
-    with pytest.raises(ValueError, match="llem-recording-1"):
+    with pytest.raises(ValueError, match="its format is None, expected llem-recording-1 or llem-recording-2"):
         from_json({"ticks": []})

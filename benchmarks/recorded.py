@@ -1,0 +1,116 @@
+"""Runs recorded in the first format, completed so that today's pipeline judges them again; writes the golden traces.
+
+What that format lacks is made up for, openly. Batches begin where the sample buffer shows a prefill, which it does from
+eight prompts on; single prompts are taken as equally long. The engine's own processes are those that were listed inside
+the window. From the results come warnings that were known before the sensors were looked at, and facts of the sensor.
+Joules, conditions, second readings and the verdict are not among these.
+
+    python benchmarks/recorded.py     # tests/golden/traces from the records of gpu_repeat.py
+"""
+
+import gzip
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from gpu_model import ROOT
+
+sys.path.insert(0, str(ROOT / "runner"))
+
+from llenergymeasure.core.result import ExperimentResult
+
+RESULTS = ROOT / "benchmarks/results"
+FILES = ("gpu_spread_h100.json.gz", "gpu_planted_h100.json.gz")
+TRACES = {
+    "h100_batch1": (FILES[0], "00003_c2_llem-7b-pytorch_0f23102f"),
+    "h100_batch8": (FILES[1], "00000_c1_llem-7b-pytorch_e778fbef"),
+}
+PREFILL = 1.35  # times the median power: batches of 8 and 32 reach 1.6 times and more, decoding does not
+LEAST_BATCH_S = 0.5
+KNOWN_BEFORE = ("not_settled", "no_settling", "random_weights", "warmup_not_converged")
+FACTS = ("period_s", "jitter_s", "jitter_used_s", "jitter_source", "lag_s", "reading_width_s", "call_s", "ticks",
+         "sampler_processor_share")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run: its file, its name, what was stored of it, its recording."""
+
+    source: str
+    name: str
+    result: ExperimentResult
+    raw: dict[str, Any]
+
+
+def runs(source: str) -> Iterator[Recorded]:
+    """All runs of one record of gpu_repeat.py."""
+    for row in json.loads(gzip.decompress((RESULTS / source).read_bytes()))["runs"]:
+        result = ExperimentResult.model_validate(row["result"])
+        yield Recorded(source, row["run"], result, completed(result, row["recording"]))
+
+
+def completed(result: ExperimentResult, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A recording of the first format with what it lacks."""
+    assert result.steady_state_window is not None
+    seen = raw["occupants"]
+    inside = [p for t, p in zip(seen["t_s"], seen["compute_pids"], strict=True) if 0 <= t <= raw["window_s"]]
+    run = {
+        "origin_s": -result.steady_state_window[0],
+        "batches": batches(result, raw),
+        "own_pids": sorted({pid for pids in inside for pid in pids}),
+        "warnings": [w for w in result.measurement_warnings if w.partition(":")[0] in KNOWN_BEFORE],
+        "no_baseline_reason": result.null_reasons.get("baseline_power_w", ""),
+    }
+    sensors = {u: {n: getattr(s, n) for n in FACTS} for u, s in (result.sensors or {}).items()}
+    return {**raw, "format": "llem-recording-2", "sensors": sensors, "run": run}
+
+
+def batches(result: ExperimentResult, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The window's batches, cut where they were seen to begin, else equally long; prompts are read in a circle."""
+    assert result.latency is not None
+    count, prompts, window_s = result.latency.samples, result.effective_config["n"], raw["window_s"]
+    size, seen = result.requests // count, prefills(raw, 0.0, window_s)
+    if len(seen) == count:
+        cuts = [t - seen[0] for t in seen] + [window_s]
+    else:
+        cuts = [i * window_s / count for i in range(count + 1)]
+    each = (result.input_tokens // result.requests, result.output_tokens // result.requests)
+    return [
+        {
+            "start_s": round(cuts[i], 6),
+            "end_s": round(cuts[i + 1], 6),
+            "requests": [(size * i + k) % prompts for k in range(size)],
+            "input_tokens": [each[0]] * size,
+            "output_tokens": [each[1]] * size,
+        }
+        for i in range(count)
+    ]
+
+
+def prefills(raw: Mapping[str, Any], start_s: float, end_s: float) -> list[float]:
+    """When the power of the sample buffer rose as at the prefill of eight prompts or more, s: a batch begins."""
+    (samples,) = raw["samples"].values()
+    rows = [(t, p) for t, p in zip(samples["t_s"], samples["power_w"], strict=True) if start_s <= t <= end_s]
+    level_w = PREFILL * median(p for _, p in rows)
+    found: list[float] = []
+    for (_, before_w), (t, power_w) in pairwise(rows):
+        if power_w > level_w >= before_w and (not found or t - found[-1] > LEAST_BATCH_S):
+            found.append(t)
+    return found
+
+
+def main() -> None:
+    """Write the traces that the tests replay."""
+    folder = ROOT / "tests/golden/traces"
+    for trace, (source, name) in TRACES.items():
+        (run,) = (r for r in runs(source) if r.name == name)
+        text = json.dumps({"from": f"{source}: {name}", "result": json.loads(run.result.to_json()), "raw": run.raw})
+        (folder / f"{trace}.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+if __name__ == "__main__":
+    main()
