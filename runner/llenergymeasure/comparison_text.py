@@ -8,8 +8,8 @@ from llenergymeasure.core.comparison import ENERGY, LATENCY, SPEED
 from llenergymeasure.report import grid
 from llenergymeasure.wording import DASH, counted, number
 
-WORDS = {ENERGY: "joules per output token", SPEED: "output tokens per second", LATENCY: "batch latency (p50)"}
-HEADS = {ENERGY: "J/output token", SPEED: "tokens/s", LATENCY: "batch p50 (ms)"}
+WORDS = {ENERGY: "joules per output token", SPEED: "output tokens per second", LATENCY: "latency (p50)"}
+HEADS = {ENERGY: "J/output token", SPEED: "tokens/s", LATENCY: "latency p50 (ms)"}
 SAYS = {ENERGY: ("needs", "fewer", "more"), SPEED: ("makes", "fewer", "more"), LATENCY: ("has", "less", "more")}
 
 

@@ -119,6 +119,14 @@ def _place(experiment: ExperimentStatistics) -> tuple[int, float]:
     return (1, -speed.mean) if speed is not None else (2, 0.0)
 
 
+def latency_of(results: Iterable[ExperimentResult]) -> str:
+    """What the latencies of these results are of: batches, requests, or just "latency" if both or nobody knows."""
+    modes = {r.latency.mode for r in results if r.latency is not None}
+    if modes == {"per_request_batch"}:
+        return "batch"
+    return "request" if modes and "per_request_batch" not in modes else "latency"
+
+
 def study_labels(studies: Sequence[StudyResult]) -> list[str]:
     """A name per study that tells it apart: its name, else its folder's, else with its number."""
     names = [s.name for s in studies]

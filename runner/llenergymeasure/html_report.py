@@ -32,7 +32,6 @@ FEW = 12  # configurations at most whose three pictures are of one height, and s
 TRACES_SHOWN, TRACES_AT_MOST = 12, 60
 _ENERGY_AXIS = "J per output token"
 _SPEED_AXIS = "output tokens/s"
-_LATENCY_AXIS = "batch latency, median, ms"
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ def html_text(studies: Sequence[Rebuilt], *, now: datetime) -> str:
     head = findings.headline(told)
     alike = findings.alike(told, head)
     rows = export.run_rows(studies)
+    latency_of = findings.latency_of(r for t in told for r in t.results)
     table = report_content.table(order, told, labels, head, alike)
     return _render(
         title=", ".join(labels),
@@ -88,13 +88,14 @@ def html_text(studies: Sequence[Rebuilt], *, now: datetime) -> str:
         facts=_facts(studies),
         headline=head,
         table=table,
+        latency_of=latency_of,
         has={name: any(getattr(row, name) != DASH for row in table) for name in ("energy", "power")}
         | {"cycles": len({row.cycles for row in table}) > 1},
         banners=report_content.banners(told),
         reasons=report_content.reasons(told),
         dots=_dots(order, told, head, alike),
         few=len(order) <= FEW,
-        frontiers=_frontiers(order),
+        frontiers=_frontiers(order, latency_of),
         sections=[_section(r, label, order, i, head) for i, (r, label) in enumerate(zip(studies, labels, strict=True))],
         csv=base64.b64encode(csv_text(rows).encode()).decode(),
         csv_rows=len(rows),
@@ -180,9 +181,10 @@ def _dots_caption(dots: Sequence[Dot], meanings: str) -> str:
     return f"{bars} Coloured: the best" + (", and what cannot be told apart from it." if len(dots) > 1 else ".")
 
 
-def _frontiers(order: Sequence[Ranked]) -> list[Picture]:
+def _frontiers(order: Sequence[Ranked], latency_of: str) -> list[Picture]:
     """Energy against throughput and latency; without energy, latency against throughput."""
-    speed, latency, energy = (SPEED, _SPEED_AXIS), (LATENCY, _LATENCY_AXIS), (ENERGY, _ENERGY_AXIS)
+    latency_axis = f"{'' if latency_of == 'latency' else f'{latency_of} '}latency, median, ms"
+    speed, latency, energy = (SPEED, _SPEED_AXIS), (LATENCY, latency_axis), (ENERGY, _ENERGY_AXIS)
     wanted = [("throughput", speed, energy, True), ("latency", latency, energy, False)]
     if not any(r.mean(ENERGY) is not None for r in order):
         wanted = [("throughput-latency", speed, latency, True)]

@@ -20,6 +20,7 @@ from llenergymeasure.findings import (
     Ranked,
     Told,
     headline,
+    latency_of,
     rank_all,
     ranked,
     study_labels,
@@ -59,7 +60,7 @@ def _comparison(order: Sequence[Ranked], results: Sequence[ExperimentResult], la
     fastest = max((s for r in order if (s := r.mean(SPEED)) is not None), default=0.0)
     rows = [_cells(r, fastest, [] if labels is None else [labels[r.study]]) for r in order]
     head = ["configuration", *([] if labels is None else ["study"])]
-    columns = ["tokens/s", "relative", "batch p50 (ms)", "J/token", "verdict"]
+    columns = ["tokens/s", "relative", f"{latency_of(results)} p50 (ms)", "J/token", "verdict"]
     return "\n".join([grid([*head, *columns], rows, left=len(head)), *_why_not(results)])
 
 
@@ -111,7 +112,7 @@ def single(result: ExperimentResult) -> str:
             "window (s)",
             f"{result.duration_s:.2f}, {result.requests} requests, {result.output_tokens} output tokens",
         ),
-        ("batch latency p50 (ms)", number(result.latency.p50_ms if result.latency else None)),
+        (f"{latency_of([result])} p50 (ms)", number(result.latency.p50_ms if result.latency else None)),
         *_rests_on(result),
         ("verdict", result.verdict.state + (" (synthetic: not a measurement)" if result.synthetic else "")),
     ]

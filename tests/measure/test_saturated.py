@@ -192,6 +192,8 @@ def test_auto_takes_the_window_that_suits_the_engine(run: Callable[..., Measured
     quick = {"decode_ms_per_step": 1.0, "max_num_seqs": 3}
     continuous = run(n=5, synthetic={"batching": "continuous", **quick}).result
     assert (continuous.window_mode, continuous.requests) == ("saturated", 5)
+    assert continuous.latency is not None
+    assert (continuous.latency.mode, continuous.latency.samples) == ("per_request", 5)
     assert continuous.output_tokens == pytest.approx(20, abs=3)
     assert continuous.energy_per_output_token_j == pytest.approx(
         continuous.energy_total_j / continuous.output_tokens if continuous.energy_total_j else None

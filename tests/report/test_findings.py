@@ -13,11 +13,13 @@ from llenergymeasure.findings import (
     alike,
     headline,
     interval,
+    latency_of,
     rank_all,
     study_labels,
     verdict_reasons,
     warnings,
 )
+from llenergymeasure.report import comparison, single
 from report.studies import START
 
 
@@ -76,6 +78,24 @@ def test_several_studies_share_one_ranking() -> None:
 def test_studies_have_labels_that_tell_them_apart(studies: list[StudyResult], labels: list[str]) -> None:
     """A name where names differ, else the folder, else a number."""
     assert study_labels(studies) == labels
+
+
+@pytest.mark.parametrize(
+    ("modes", "word"),
+    [
+        (["per_request_batch"] * 2, "batch"),
+        (["per_request", "per_request"], "request"),
+        (["per_request", "per_request_batch"], "latency"),
+        ([], "latency"),
+    ],
+)
+def test_latencies_are_named_after_what_they_are_of(modes: list[str], word: str) -> None:
+    """Static batches give the latency of a batch, saturated windows that of a request; neither word is for both."""
+    figures = dict.fromkeys(("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "max_ms"), 1.0)
+    results = [result(latency={"mode": mode, "samples": 1, **figures}) for mode in modes]
+    assert latency_of(results) == word
+    assert f"  {word} p50 (ms)  " in comparison([], results)
+    assert all(f"\n{latency_of([r])} p50 (ms)  " in single(r) for r in results)
 
 
 def test_headline_gives_figure_interval_and_the_next_one() -> None:

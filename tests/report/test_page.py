@@ -76,6 +76,15 @@ def test_order_and_figures_are_those_of_the_terminal(tmp_path: Path) -> None:
     assert rows[-1]["J/token"] == "-"
 
 
+def test_latencies_of_requests_are_called_so(tmp_path: Path) -> None:
+    """The column and the axis of a study of saturated windows."""
+    figures = dict.fromkeys(("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "max_ms"), 7.0)
+    latency = {"mode": "per_request", "samples": 9, **figures}
+    page = page_of(read(written(tmp_path / "s", study_config(2, 1), change=lambda _p, _c: {"latency": latency})))
+    assert ranking(page)[0]["request p50, ms"] == "7"
+    assert "J per output token against request latency, median, ms" in [t.text for t in page.all("title")]
+
+
 def test_without_energy_speed_ranks_and_the_reason_is_given(tmp_path: Path) -> None:
     """No joules: why, and what to do; latency against throughput instead of energy; no empty columns."""
     page = page_of(read(written(tmp_path / "s", study_config(3, 1), change=no_energy)))

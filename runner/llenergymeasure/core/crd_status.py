@@ -37,7 +37,7 @@ _NUMBERS = {
     "output_tokens": "Output tokens of the window.",
     "requests": "Requests of the window.",
     "duration_seconds": "Length of the window, s.",
-    "latency_p50_milliseconds": "Median latency of a request, ms.",
+    "latency_p50_milliseconds": "Median latency of a batch, ms; of a request where requests run side by side.",
     "memory_peak_mebibytes": "Highest GPU memory use, MiB.",
 }
 

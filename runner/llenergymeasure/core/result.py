@@ -31,9 +31,12 @@ class Phase(Record):
 
 
 class LatencyStatistics(Record):
-    """Latencies in ms; `mode` says what one sample is (per_request_batch: one batch of requests)."""
+    """Latencies in ms; `mode` says what one sample is.
 
-    mode: Literal["true_streaming", "per_request_batch", "proportional_estimate"]
+    per_request_batch: a batch of requests; per_request: a request among others that ran beside it (saturated windows).
+    """
+
+    mode: Literal["true_streaming", "per_request_batch", "per_request", "proportional_estimate"]
     samples: int
     mean_ms: float
     p50_ms: float
@@ -120,18 +123,21 @@ class WorkResult(Record):
 class Sensor(Record):
     """One GPU's energy counter: what the recording showed of it, how the window was cut, what corrected it.
 
-    `period_s` is the median distance of its ticks, `jitter_s` the standard deviation of a tick's moment in this run,
-    `jitter_used_s` the one in the uncertainty of the edges, `lag_s` what a self-test found. `power_before_w` and
-    `power_after_w` are the mean powers of the guards around the window, in which the engine waited.
+    `period_s` is the median distance of its ticks, `jitter_s` the standard deviation of a tick's moment in this run, or
+    its upper limit if `jitter_hidden` by the width of the readings, `jitter_used_s` the one in the uncertainty of the
+    edges. `lag_s` is what a self-test found, null with a `lag_reason`. `power_before_w` and `power_after_w` are the
+    mean powers of the guards around the window, in which the engine waited.
     """
 
     period_s: float | None = None
     jitter_s: float | None = None
+    jitter_hidden: bool | None = None
     jitter_used_s: float | None = None
     jitter_source: str | None = None
     reading_width_s: float | None = None
     call_s: float | None = None
     lag_s: float | None = None
+    lag_reason: str | None = None
     ticks: int | None = None
     sampler_processor_share: float | None = None
     edges: str | None = None
@@ -323,13 +329,13 @@ def quantity(result: ExperimentResult, name: str) -> float | None:
     return None if value is None else float(value)
 
 
-def latency_statistics(values_ms: Sequence[float]) -> LatencyStatistics | None:
-    """Statistics of batch latencies; None without any."""
+def latency_statistics(values_ms: Sequence[float], *, of_batches: bool = True) -> LatencyStatistics | None:
+    """Statistics of the latencies of batches, or of requests that ran side by side; None without any."""
     if not values_ms:
         return None
     ordered = sorted(values_ms)
     return LatencyStatistics(
-        mode="per_request_batch",
+        mode="per_request_batch" if of_batches else "per_request",
         samples=len(ordered),
         mean_ms=fmean(ordered),
         p50_ms=percentile(ordered, 0.50),
