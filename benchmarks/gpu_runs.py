@@ -67,8 +67,9 @@ def default(_out: Path) -> dict[str, Any]:
 def short(_out: Path) -> dict[str, Any]:
     """A window of 3 s."""
     model = bench.model(bench.SMALL)
-    return run(model, "-d", "builtin", "-n", "4", "--batch-size", "4", "--set", "measurement.min_duration_seconds=3",
-               "--set", "warmup.thermal_floor_seconds=0", "--set", "baseline.enabled=false")  # fmt: skip
+    return run(model, "-d", "builtin", "-n", "4", "--batch-size", "4", "--set", "max_output_tokens=16", "--set",
+               "measurement.min_duration_seconds=3", "--set", "warmup.thermal_floor_seconds=0", "--set",
+               "baseline.enabled=false")  # fmt: skip
 
 
 def foreign(_out: Path) -> dict[str, Any]:

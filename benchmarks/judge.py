@@ -23,6 +23,7 @@ from gpu_model import ROOT, stamp
 sys.path.insert(0, str(ROOT / "runner"))
 
 from llenergymeasure.core.comparison import Interval, fit_logs, in_blocks
+from llenergymeasure.core.contracts import EnergyRecord
 from llenergymeasure.core.energy_series import EnergySeries, device_energy
 from llenergymeasure.recording import from_json
 
@@ -38,10 +39,21 @@ class Run:
     cycle: int
     gpu: str
     result: Mapping[str, Any]
-    series: EnergySeries
+    recording: EnergyRecord
     window_s: float
     wait_s: float
-    temperature_c: float | None
+
+    @property
+    def series(self) -> EnergySeries:
+        """The counter of the run's only GPU."""
+        return self.recording.series[self.gpu]
+
+    @property
+    def temperature_c(self) -> float | None:
+        """Mean temperature of the board inside the window."""
+        inside = [r for r in self.recording.readings if 0 <= r.t_s <= self.window_s]
+        known = [r.temperature_c for r in inside if r.temperature_c is not None]
+        return fmean(known) if known else None
 
     def joules_per_token(self, scale: float = 1.0) -> float:
         """From the recorded ticks, each multiplied by `scale`."""
@@ -60,13 +72,11 @@ def read(path: Path) -> list[Run]:
 
 def _run(source: str, row: Mapping[str, Any], wait_s: float) -> Run:
     result, recording = row["result"], from_json(row["recording"])
-    ((gpu, series),) = recording.series.items()
+    (gpu,) = recording.series
     cycle = int(row["run"].split("_c")[1].split("_")[0])
     batch, seed = result["engine_effective"]["batch_size"], result["effective_config"].get("random_seed", 42)
-    window_s = row["recording"]["window_s"]
-    inside_c = [r.temperature_c for r in recording.readings if 0 <= r.t_s <= window_s and r.temperature_c is not None]
-    warmth_c = fmean(inside_c) if inside_c else None
-    return Run(source, f"batch {batch} seed {seed}", cycle, gpu, result, series, window_s, wait_s, warmth_c)
+    key = f"batch {batch} seed {seed}"
+    return Run(source, key, cycle, gpu, result, recording, row["recording"]["window_s"], wait_s)
 
 
 def groups(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -170,14 +180,16 @@ def replayed(by: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, Any]:
     return {"studies": len(found), "found": sum(x.low > 1 for x in found), "intervals": [asdict(x) for x in found]}
 
 
-def waited_for(by: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, Any]:
-    """The study in which seed 44 waited in every batch: seed 44 over seed 42."""
+def against_seed_42(by: Mapping[tuple[str, str], Sequence[Run]], other: str) -> dict[str, Any]:
+    """The studies of one work under two seeds: the other seed over seed 42, and what the planted wait must give."""
     told = {}
-    for source in sorted({s for s, k in by if k.endswith("seed 44")}):
+    for source in sorted({s for s, k in by if k.endswith(f"seed {other}")}):
         seeds = {k.rpartition(" ")[2]: r for (s, k), r in by.items() if s == source}
-        count = min(len(seeds["42"]), len(seeds["44"]))
-        columns = [[r.joules_per_token() for r in seeds[s][:count]] for s in ("42", "44")]
-        told[source] = {"cycles": count, **asdict(ratio(columns, 0, 1)), "planted_ratio": planted_ratio(seeds["44"])}
+        count = min(len(seeds["42"]), len(seeds[other]))
+        if count < 2:
+            continue
+        columns = [[r.joules_per_token() for r in seeds[s][:count]] for s in ("42", other)]
+        told[source] = {"cycles": count, **asdict(ratio(columns, 0, 1)), "planted_ratio": planted_ratio(seeds[other])}
     return told
 
 
@@ -230,7 +242,8 @@ def main() -> None:
         "inside": inside(clean),
         "equal_work": equal_halves(groups(clean)),
         "replayed": replayed(groups(clean)),
-        "waited_for": waited_for(by),
+        "equal_seeds": against_seed_42(by, "43"),
+        "waited_for": against_seed_42(by, "44"),
         "overhead": overhead(runs),
         "alarms": alarms(runs),
     }

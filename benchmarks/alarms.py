@@ -1,0 +1,159 @@
+"""How often windows without a fault raise an alarm: all windows without overlap that recorded runs on an H100 hold.
+
+Each recording has its own window, with quiet edges, and before it the settling, in which the same work runs and every
+tick is recorded: from its end backwards it is cut into windows of whole batches with loaded edges. `level` are those of
+the last seconds of a settling that ended settled, which the product itself would measure; the others began while power
+could still move. Each goes through the whole pipeline. An alarm is any reason of a verdict and any warning, but for
+what was known before the sensors were looked at and, of windows below 10 s, that they are short.
+
+    python benchmarks/alarms.py OUT.json
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import correlation, linear_regression
+from typing import Any
+
+import recorded
+
+from llenergymeasure import record, replay
+from llenergymeasure.core.contracts import Generation, Request, Window
+from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.observation import Observation
+
+LEVEL_S = 20.0  # the settling ends when power and temperature of its last 20 s are level
+RUNS_ON_S = 0.3  # the load must run on across a loaded edge
+BY_DESIGN = {*recorded.KNOWN_BEFORE, "short_window"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One window: where it lies, whether it must be clean, what was said of it."""
+
+    run: str
+    kind: str  # own | level | earlier
+    start_s: float
+    end_s: float
+    alarms: tuple[str, ...]
+    power_drift: float | None
+    pace_drift: float | None  # None where batches cannot be seen
+
+
+def codes(result: ExperimentResult) -> tuple[str, ...]:
+    """Reasons with an exclamation mark, warnings without."""
+    told = [w.partition(":")[0] for w in result.measurement_warnings]
+    return (*(f"{r.code}!" for r in result.verdict.reasons), *(c for c in told if c not in BY_DESIGN))
+
+
+def windows(run: recorded.Recorded, least_s: float) -> Iterator[Judged]:
+    """The run's own window, and those of its settling from the last one backwards."""
+    seen = replay.observed(run.result, run.raw)
+    yield judged(run, "own", [*recorded.prefills(run.raw, 0.0, run.raw["window_s"]), run.raw["window_s"]], seen)
+    starts = settling_starts(run)
+    settled = run.result.settle is not None and bool(run.result.settle.settled)
+    for cuts in whole_batches(starts, least_s):
+        level = settled and cuts[0] >= starts[-1] - LEVEL_S - (cuts[1] - cuts[0])
+        yield judged(run, "level" if level else "earlier", cuts, cut(seen, cuts))
+
+
+def settling_starts(run: recorded.Recorded) -> list[float]:
+    """When batches began in the settling: where a prefill is seen, else one mean batch apart."""
+    phase, origin_s = run.result.phases["settle"], run.raw["run"]["origin_s"]
+    begin_s, end_s = origin_s + phase.start_s, origin_s + phase.end_s
+    found = recorded.prefills(run.raw, begin_s, end_s - RUNS_ON_S)
+    if found:
+        return found
+    assert run.result.latency is not None
+    batch_s = run.result.latency.mean_ms / 1e3
+    return [end_s - k * batch_s for k in range(int((end_s - begin_s) / batch_s), 0, -1)]
+
+
+def whole_batches(starts: Sequence[float], least_s: float) -> Iterator[list[float]]:
+    """Starts of neighbouring batches that together last as long as asked for, without overlap, the last ones first."""
+    end = len(starts) - 1
+    for i in range(len(starts) - 1, -1, -1):
+        if starts[end] - starts[i] >= least_s:
+            yield list(starts[i : end + 1])
+            end = i
+
+
+def cut(seen: Observation, cuts: Sequence[float]) -> Observation:
+    """The same run with another window, which holds the batches between these instants and has loaded edges."""
+    window = Window("window", cuts[0], cuts[-1])
+    assert seen.energy is not None
+    prompt = (seen.generations[0].requests[0].token_ids, seen.generations[0].output_token_ids[0])
+    batch = (Request(0, prompt[0], len(prompt[1])),)
+    return replace(
+        seen,
+        window=window,
+        generations=[Generation(batch, (prompt[1],), a, b) for a, b in pairwise(cuts)],
+        energy=replay.cut(seen.energy, window, "loaded"),
+        work=replace(seen.work, edges="loaded"),
+    )
+
+
+def judged(run: recorded.Recorded, kind: str, cuts: Sequence[float], seen: Observation) -> Judged:
+    """What is said of a window whose batches begin and end at these instants."""
+    result, single = record.build(seen), seen.work.concurrency == 1
+    return Judged(
+        run=f"{run.source.split('_')[1]} {run.name}",
+        kind=kind,
+        start_s=round(seen.window.start_s, 3),
+        end_s=round(seen.window.end_s, 3),
+        alarms=codes(result),
+        power_drift=result.conditions.power_drift,
+        pace_drift=None if single else pace_drift(cuts),
+    )
+
+
+def pace_drift(cuts: Sequence[float]) -> float:
+    """Batches per second of the last third of the batches over those of the first, less one."""
+    third = (len(cuts) - 1) // 3
+    return (cuts[third] - cuts[0]) / (cuts[-1] - cuts[-1 - third]) - 1
+
+
+def pace(found: Sequence[Judged]) -> dict[str, float]:
+    """How drifts of power follow those of pace: correlation, and power per pace."""
+    known = [(w.pace_drift, w.power_drift) for w in found if w.pace_drift is not None and w.power_drift is not None]
+    paces, powers = zip(*known, strict=True)
+    slope = linear_regression(paces, powers).slope
+    return {"windows": len(known), "correlation": correlation(paces, powers), "power_per_pace": slope}
+
+
+def summary(found: Sequence[Judged]) -> dict[str, Any]:
+    """Windows and alarms by kind; a window with two alarms counts once among `windows_with_alarms`."""
+    told: dict[str, Any] = {"recordings": len({w.run for w in found})}
+    for kind in ("own", "level", "earlier"):
+        mine = [w for w in found if w.kind == kind]
+        told[kind] = {
+            "windows": len(mine),
+            "windows_with_alarms": sum(bool(w.alarms) for w in mine),
+            "invalid": sum(any(c.endswith("!") for c in w.alarms) for w in mine),
+            "alarms": dict(Counter(c for w in mine for c in w.alarms)),
+            "largest_power_drift": max((abs(w.power_drift) for w in mine if w.power_drift is not None), default=None),
+        }
+    return told
+
+
+def main() -> None:
+    """Judge every window of every recording and write the record."""
+    runs = [run for source in recorded.FILES for run in recorded.runs(source)]
+    text: dict[str, Any] = {
+        "command": "python benchmarks/alarms.py OUT.json", "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }  # fmt: skip
+    for least_s in (10.0, 5.0):
+        found = [w for run in runs for w in windows(run, least_s)]
+        rows = [" ".join([w.run, w.kind, f"{w.start_s:g} to {w.end_s:g} s:", *w.alarms]) for w in found if w.alarms]
+        text[f"windows_of_{least_s:g}_s"] = summary(found) | {"pace": pace(found), "with_alarms": rows}
+    Path(sys.argv[1]).write_text(json.dumps(text, indent=1) + "\n")
+    print(json.dumps(text, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What a slower batch costs inside one window: each batch's energy against the time it took, within each run.
+
+Reads the files that gpu_repeat.py wrote; needs no GPU. Prefill draws more than decoding and shows in the driver's
+sample buffer (one power every 20 ms), so the batches of a window can be told apart where they are large enough for a
+peak. Over the batches of all runs, each run less its own means, the slope of energy over time is the power of the time
+that makes a batch slower: near the power of a GPU that waits, if the host sets the pace; near the mean power of the
+work, if the GPU does. At constant temperature, and independent of the scatter between processes (scatter.py).
+
+    python benchmarks/pace.py OUT.json spread.json.gz planted.json.gz [more.json.gz ...]
+"""
+
+import json
+import sys
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from gpu_model import stamp
+from judge import Run, read
+
+PEAK = 1.25  # of the median power: only prefill reaches it
+APART = 5  # samples below it before a peak begins
+LEAST_BATCHES = 6
+ODD = 0.3  # a batch that differs by more from the median time has a peak missed or invented
+
+
+def batches(run: Run) -> list[tuple[float, float]]:
+    """Seconds and joules from one prefill's beginning to the next one's; empty where peaks do not show."""
+    rows = [(s.t_s, s.power_w) for s in run.recording.samples[run.gpu] if -0.1 <= s.t_s <= run.window_s + 0.1]
+    if len(rows) < 2:
+        return []
+    high = PEAK * median(p for _, p in rows)
+    above = [p > high for _, p in rows]
+    begins = [i for i in range(APART, len(rows)) if above[i] and not any(above[i - APART : i])]
+    crossings = [_crossing(rows[i - 1], rows[i], high) for i in begins]
+    times = [t for t, _ in rows]
+    joules = [0.0, *accumulate((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(rows))]
+    found = [(b - a, _at(times, joules, b) - _at(times, joules, a)) for a, b in pairwise(crossings)]
+    usual = median(t for t, _ in found) if found else 0.0
+    kept = [x for x in found if abs(x[0] - usual) < ODD * usual]
+    return kept if len(kept) >= LEAST_BATCHES else []
+
+
+def _crossing(a: tuple[float, float], b: tuple[float, float], level: float) -> float:
+    return a[0] + (level - a[1]) / (b[1] - a[1]) * (b[0] - a[0])
+
+
+def _at(times: Sequence[float], values: Sequence[float], t: float) -> float:
+    i = max(1, min(bisect_left(times, t), len(times) - 1))
+    share = (t - times[i - 1]) / (times[i] - times[i - 1])
+    return values[i - 1] + share * (values[i] - values[i - 1])
+
+
+def slope(found: Sequence[Sequence[tuple[float, float]]]) -> dict[str, float]:
+    """Joules per second over all batches, each run less its own means, with its standard error."""
+    pairs = []
+    for run in found:
+        time_s, energy_j = fmean(t for t, _ in run), fmean(e for _, e in run)
+        pairs += [(t - time_s, e - energy_j) for t, e in run]
+    square = sum(t * t for t, _ in pairs)
+    watts = sum(t * e for t, e in pairs) / square
+    freedom = len(pairs) - len(found) - 1
+    error = sqrt(sum((e - watts * t) ** 2 for t, e in pairs) / freedom / square)
+    return {"value": watts, "std_error": error, "batches": len(pairs), "degrees_of_freedom": freedom}
+
+
+def row(run: Run, found: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """One run: how its pace changed inside the window, beside how its power did."""
+    third = len(found) // 3
+    first, last = found[:third], found[-third:]
+    return {
+        "file": run.source,
+        "configuration": run.key,
+        "cycle": run.cycle,
+        "batches": len(found),
+        "batch_s": {"least": min(t for t, _ in found), "most": max(t for t, _ in found)},
+        "pace_change": fmean(t for t, _ in first) / fmean(t for t, _ in last) - 1,
+        "power_change": _watts(last) / _watts(first) - 1,
+        "energy_change": fmean(e for _, e in last) / fmean(e for _, e in first) - 1,
+        "power_drift_of_result": run.result["conditions"]["power_drift"],
+    }
+
+
+def _watts(found: Sequence[tuple[float, float]]) -> float:
+    return sum(e for _, e in found) / sum(t for t, _ in found)
+
+
+def main() -> None:
+    """Judge the files and print the record."""
+    out, files = Path(sys.argv[1]), [Path(p) for p in sys.argv[2:]]
+    runs = [(r, found) for f in files for r in read(f) if (found := batches(r))]
+    record = stamp("python benchmarks/pace.py OUT.json " + " ".join(f.name for f in files))
+    record |= {
+        "power_of_slower_batches_w": slope([found for _, found in runs]),
+        "mean_power_w": fmean(_watts(found) for _, found in runs),
+        "runs": [row(*each) for each in runs],
+    }
+    out.write_text(json.dumps(record, indent=1))
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
