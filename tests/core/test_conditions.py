@@ -7,7 +7,7 @@ import pytest
 
 from fakes.nvml_script import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
 from fakes.tick_generator import Counter, Piece, record
-from llenergymeasure.core.conditions import comparable_thirds, conditions, peak_power_w, slowdown
+from llenergymeasure.core.conditions import comparable_thirds, conditions, pace_drift, peak_power_w, slowdown
 from llenergymeasure.core.contracts import EnergyRecord, Generation, Reading, Request, ThrottleCounters, Window
 from llenergymeasure.core.energy_series import EnergySeries, Tick
 
@@ -138,6 +138,22 @@ def test_drift_inside_a_batch_is_none_of_the_window() -> None:
     energy = EnergyRecord({}, series={A: series(*pieces)})
     found = conditions(energy, WINDOW, batches(*[100.0 + 6 * i for i in range(5)]), {}, [A])
     assert found.power_drift == pytest.approx(0.0, abs=2e-3)
+
+
+def test_pace_is_compared_where_batches_begin() -> None:
+    """Three batches of 8 s, then three of 10 s, one token each: the last two are slower by a fifth than the first two."""
+    starts = [100.0 + 8 * i for i in range(3)] + [124.0 + 10 * i for i in range(3)]
+    work = batches(*starts, kinds=range(6))
+    window = Window("window", 100.0, 154.0)
+    ends = [
+        Generation(g.requests, g.output_token_ids, g.start_s, e)
+        for g, e in zip(work, [*starts[1:], 154.0], strict=True)
+    ]
+    thirds = comparable_thirds(window, ends)
+    assert thirds == ((100.0, 116.0), (134.0, 154.0))
+    assert pace_drift(ends, thirds) == pytest.approx(8 / 10 - 1)
+    assert pace_drift([], thirds) is None
+    assert pace_drift(ends, None) is None
 
 
 def test_drifts_by_hand() -> None:

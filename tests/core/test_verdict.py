@@ -129,6 +129,16 @@ def test_condition_below_its_limit_is_a_warning(evidence: Evidence, codes: list[
     assert all("; " in w for w in found)
 
 
+@pytest.mark.parametrize(
+    ("pace", "blames_the_host"), [(0.06, True), (0.02, True), (0.019, False), (-0.06, False), (None, False)]
+)
+def test_power_that_follows_the_pace_blames_the_host(pace: float | None, blames_the_host: bool) -> None:
+    """Power up by 3.8 % while the work got faster is no matter of temperature: settling longer would not help."""
+    (text,) = warnings(went(power_drift=0.038, pace_drift=pace))
+    assert ("processor" in text) is blames_the_host
+    assert ("settle longer" in text) is not blames_the_host
+
+
 @given(
     st.builds(
         Evidence,

@@ -28,7 +28,8 @@ Span = tuple[float, float]
 class Conditions(Record):
     """What the worst GPU of a window went through; shares are of the window's time, drifts of the first third's mean.
 
-    Drifts compare the last third of the window with the first one, both cut where the work begins anew. `temperature_c`
+    Drifts compare the last third of the window with the first one, both cut where the work begins anew; `pace_drift` is
+    that of the output tokens per second, which takes power along when the host sets the pace. `temperature_c`
     and `sm_clock_mhz` are means over the window, of the hottest and of the slowest GPU: a warmer board draws more for
     the same work (benchmarks/scatter.py). Null: no sensor told, or the window held too little work for thirds that can
     be compared.
@@ -40,6 +41,7 @@ class Conditions(Record):
     power_limit_w: float | None = None
     clock_drift: float | None = None
     power_drift: float | None = None
+    pace_drift: float | None = None
     sm_clock_mhz: float | None = None
     temperature_c: float | None = None
     temperature_change_c: float | None = None
@@ -92,6 +94,7 @@ def conditions(
     series = {u: energy.series[u] for u in own if u in energy.series}
     thirds = comparable_thirds(window, generations)
     found = _slowdowns(energy, window, inside) | _means(inside) | _drifts(inside, series, thirds)
+    found |= {"pace_drift": pace_drift(generations, thirds)}
     return known.model_copy(update=found | _counter(series, window, boards))
 
 
@@ -220,6 +223,14 @@ def _drifts(
         "power_drift": _worst(b / a - 1 for a, b in powers if a is not None and b is not None and a > 0),
         "temperature_change_c": _worst(b - a for a, b in filter(None, temperatures)),
     }
+
+
+def pace_drift(generations: Sequence[Generation], thirds: tuple[Span, Span] | None) -> float | None:
+    """Change of the output tokens per second between thirds; None for work whose batches are not known."""
+    if thirds is None:
+        return None
+    first, last = (sum(g.output_tokens for g in generations if a <= g.start_s < b) / (b - a) for a, b in thirds)
+    return last / first - 1 if first > 0 and last > 0 else None
 
 
 def _change(

@@ -191,6 +191,10 @@ def _power_drift(e: Evidence) -> Finding | None:
         return None
     sentence = f"Power in the window's last third was {100 * drift:+.1f} % off that in the first"
     fix = "let the GPU settle longer (warmup.thermal_floor_seconds), or measure a longer window"
+    pace = e.conditions.pace_drift
+    if pace is not None and pace * drift > 0 and abs(pace) > abs(drift) / 2:
+        sentence += f", and tokens/s {100 * pace:+.1f} %: the pace of the work changed"
+        fix = "keep the host's processor free for this run, or measure a longer window"
     return Finding(abs(drift) > TOO_MUCH_POWER_DRIFT, "power_drift", sentence, fix)
 
 
