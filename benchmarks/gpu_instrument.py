@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_instrument.py OUTDIR sampler|tools|harness ...
 
-`sampler`: CPU time of the sampler's process and the GPU's idle power with and without it, 60 s each, taking turns.
+`sampler`: CPU time of the sampler's process and the GPU's idle power with and without it, in pairs that take turns.
 `tools`: the same windows by our counter path, Zeus, CodeCarbon, nvidia-smi once a second, both power fields and the
 driver's sample buffer. `harness`: tokens per second in our window against the bare loop, interleaved pairs.
 """
@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import gpu_model as bench
@@ -73,27 +74,62 @@ def recorder_pid() -> int:
     raise RuntimeError("the counter is not being recorded")
 
 
+TURNS, TURN_S = 6, 15.0  # an idle board drifts by more than 0.5 W in a minute: short turns, in pairs
+
+
 def sampler(_out: Path) -> dict[str, Any]:
-    """Idle power with the sampler at work less without, and its CPU time, before and inside a window."""
-    part_s, watts, cpu = 30.0, {"with": [], "without": []}, {"edges": [], "window": []}
-    devices = visible_devices()[:1]
-    for _ in range(2):
-        watts["without"].append(mean_power_w(part_s))
-        source = registry.energy_source("nvml")
-        source.start(devices, interval_s=0.1)
-        child = recorder_pid()
-        for name, act in (("edges", lambda: None), ("window", lambda s=source: s.open_window("window"))):
-            act()
-            time.sleep(2.5)  # after an edge every tick is still recorded for a while
-            c0_s, t0_s = cpu_s(child), time.monotonic()
-            power_w = mean_power_w(part_s if name == "window" else 8.0)
-            cpu[name].append((cpu_s(child) - c0_s) / (time.monotonic() - t0_s))
-            if name == "window":
-                watts["with"].append(power_w)
+    """Idle power with the sampler inside a window less without it, in pairs that take turns, and its CPU time."""
+    devices, pairs, cpu = visible_devices()[:1], [], []
+    for i in range(TURNS):
+        turns = {"without": lambda: mean_power_w(TURN_S), "with": lambda: recorded(devices, cpu)}
+        order = ["without", "with"] if i % 2 == 0 else ["with", "without"]
+        pairs.append({name: turns[name]() for name in order})
+    differences = [p["with"] - p["without"] for p in pairs]
+    return {
+        "idle_power_w": pairs,
+        "difference_w": fmean(differences),
+        "std_error_w": stdev(differences) / TURNS**0.5,
+        "share_of_a_core": {"edges": at_edges(devices), "window": cpu},
+    }
+
+
+def recorded(devices: list[Any], cpu: list[float]) -> float:
+    """Mean power with the recorder inside a window, W; adds its share of a core."""
+    with recording(devices) as source:
+        source.open_window("window")
+        time.sleep(2.5)  # after an edge every tick is still recorded for a while
+        power_w = shared(cpu, lambda: mean_power_w(TURN_S))
         source.close_window("window")
+    return power_w
+
+
+def at_edges(devices: list[Any]) -> list[float]:
+    """The recorder's share of a core where it reads every tick."""
+    cpu: list[float] = []
+    with recording(devices) as source:
+        source.attend()
+        shared(cpu, lambda: mean_power_w(4.0))
+    return cpu
+
+
+@contextmanager
+def recording(devices: list[Any]) -> Iterator[Any]:
+    """The product's counter source at work."""
+    source = registry.energy_source("nvml")
+    source.start(devices, interval_s=0.1)
+    try:
+        yield source
+    finally:
         source.stop()
-    difference = sum(watts["with"]) / 2 - sum(watts["without"]) / 2
-    return {"idle_power_w": watts, "difference_w": difference, "share_of_a_core": cpu}
+
+
+def shared(cpu: list[float], act: Callable[[], float]) -> float:
+    """Do something and add the share of a core that the recorder's process took meanwhile."""
+    child = recorder_pid()
+    c0_s, t0_s = cpu_s(child), time.monotonic()
+    done = act()
+    cpu.append((cpu_s(child) - c0_s) / (time.monotonic() - t0_s))
+    return done
 
 
 # ------------------------------------------------------------------------------------------------------- the engine
