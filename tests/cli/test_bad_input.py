@@ -319,4 +319,7 @@ def test_token_is_not_echoed_when_the_hub_refuses_it(tmp_path: Path) -> None:
 
 def test_mistake_prints_no_json(tmp_path: Path) -> None:
     """With --json an error leaves stdout empty: a program sees the exit code, not half a document."""
-    must_be_clear(llem("run", "-m", "m", "-p", "fp99", "--json", cwd=tmp_path), Case(says=("fp99",)))
+    ended = llem("run", "-m", "m", "-p", "fp99", "--json", cwd=tmp_path)
+
+    assert ended.out == ""
+    must_be_clear(ended, Case(says=("fp99",)))

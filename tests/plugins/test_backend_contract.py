@@ -185,6 +185,9 @@ def test_memory_without_a_gpu_is_unknown_not_zero(name: str, fresh: Callable[...
 def test_closing_twice_is_harmless(name: str, fresh: Callable[..., Any]) -> None:
     """Cleaning up after a failure may close an engine that is closed, or was never loaded."""
     engine = fresh(name)
+    before = engine.generate(engine.batches(_requests(engine, TEXTS[:1]))[0]).output_token_ids
     engine.close()
     engine.close()
     registry.engine(name).close()
+    again = fresh(name)
+    assert again.generate(again.batches(_requests(again, TEXTS[:1]))[0]).output_token_ids == before

@@ -172,4 +172,6 @@ def test_the_other_process_ends_with_a_study_that_was_killed(machine: Machine, t
     samplers = wait_until(lambda: children(helpers[0], running=["nvml"]))
     study.kill()
     study.wait()
-    wait_until(lambda: not any(map(alive, [*helpers, *samplers])))
+    assert helpers
+    assert samplers
+    assert wait_until(lambda: not any(map(alive, [*helpers, *samplers])))
