@@ -1,7 +1,7 @@
 """Every fault that a recording can show, planted into runs recorded on an H100: its code, its warning, and no other.
 
 The scripted GPUs of test_faults_of_gpus.py play the same faults to the real recorder, in short and even windows; here
-is the noise of a real board, in windows of full length. A MIG slice has no ticks to replay (test_scripted_gpus.py).
+is the noise of a real board, in windows of full length.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from fakes.recorded_run import (
     throttle,
     ticks,
 )
-from llenergymeasure import record, replay
-from llenergymeasure.core.contracts import Occupants, Reading, Window, Work
+from llenergymeasure import record, recording, replay
+from llenergymeasure.core.contracts import DeviceEnergy, EnergyRecord, Occupants, Reading, Window, Work
 from llenergymeasure.core.result import ExperimentResult
 
 Plant = Callable[[RecordedRun], Fault]
@@ -161,6 +161,29 @@ def test_a_counter_that_jumps(run: RecordedRun) -> None:
     assert codes(result)[0] <= {"counter_jump", "power_drift"}  # 100 J in the last third are 5 % of it, too
 
 
+def test_a_counter_that_stands_still(run: RecordedRun) -> None:
+    """From before the window on: no joules, never 0 J."""
+    (series,) = recording.from_json(run.raw).series.values()
+    last_j = max(t.joules for t in series.ticks if t.t_s < -2)
+    result = run.judged(ticks(lambda t: replace(t, joules=min(t.joules, last_j))))
+    assert result.verdict.state == "unmeasured"
+    assert result.energy_total_j is None
+    assert "counter_constant" in result.null_reasons["energy_total_j"]
+
+
+def test_a_mig_slice_stays_unmeasured(run: RecordedRun) -> None:
+    """It has no ticks, and its window the reason."""
+
+    def sliced(found: EnergyRecord) -> EnergyRecord:
+        parts = tuple(DeviceEnergy(d.gpu_uuid, None, reason="the GPU is in MIG mode") for d in found.windows["window"])
+        return replace(found, windows={"window": parts}, series={}, samples={}, readings=(), throttle=())
+
+    result = run.judged(sliced)
+    assert result.verdict.state == "unmeasured"
+    assert "MIG" in result.null_reasons["energy_total_j"]
+    assert result.conditions.power_drift is None
+
+
 @pytest.mark.parametrize(
     ("where", "from_end"),
     [(-0.35, False), (-0.1, False), (0.3, False), (-0.3, True), (0.1, True), (0.35, True)],
@@ -281,6 +304,16 @@ def test_clocks_that_drift(run: RecordedRun) -> None:
     result = run.judged(readings(fallen))
     assert codes(result) == (set(), {"clock_drift"})
     assert result.conditions.clock_drift == pytest.approx(-0.04, abs=0.005)
+
+
+def test_a_temperature_that_drifts(run: RecordedRun) -> None:
+    """18 °C more in the second half: a warning."""
+
+    def warmer(reading: Reading) -> Reading:
+        late = reading.t_s > run.window_s / 2 and reading.temperature_c is not None
+        return replace(reading, temperature_c=(reading.temperature_c or 0) + 18) if late else reading
+
+    assert codes(run.judged(readings(warmer))) == (set(), {"temperature_drift"})
 
 
 def test_a_machine_that_slept(run: RecordedRun) -> None:
