@@ -7,7 +7,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import cycle
 from typing import Any, cast
@@ -91,7 +91,7 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = silent) 
             warnings = _warnings_before(config, user, energy)
             for text in warnings:
                 emit({"event": "warning", "message": text})
-        return _measure(config, user, engine, energy, phases, _Start(started, warnings, calibration))
+        return _measure(_Run(config, user, engine, energy, phases, started, calibration, warnings))
     finally:
         if energy is not None and energy.source is not None and energy.record is None:
             _quietly(energy.source.stop)
@@ -106,54 +106,122 @@ def _warnings_before(config: ExperimentConfig, user: UserConfig, energy: run_ene
     return [*strangers, *([memory] if memory else [])]
 
 
-@dataclass(frozen=True)
-class _Start:
-    time: datetime
-    warnings: list[str]
-    calibration: Calibration
-
-
 def _quietly(action: Callable[[], object]) -> None:
     """Clean up after an error that is already on its way; the clean-up's own failure must not hide it."""
     with contextlib.suppress(Exception):
         action()
 
 
-def _measure(
-    config: ExperimentConfig,
-    user: UserConfig,
-    engine: InferenceEngine,
-    energy: run_energy.RunEnergy,
-    phases: Phases,
-    begun: _Start,
-) -> Measured:
-    warnings = list(begun.warnings)
+@dataclass(frozen=True)
+class _Run:
+    """What is measured, on what, and what was known when it began."""
+
+    config: ExperimentConfig
+    user: UserConfig
+    engine: InferenceEngine
+    energy: run_energy.RunEnergy
+    phases: Phases
+    started: datetime
+    calibration: Calibration
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The model in its engine, and the work that waits for it."""
+
+    weights: Weights
+    prompts: datasets.PromptSet
+    machine: dict[str, Any]
+    facts: ModelFacts
+    requests: list[Request]
+    batches: list[tuple[Request, ...]]
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """How the GPU came to the state of the work; `feed` is what keeps a continuously batching engine busy."""
+
+    warm: WarmupResult | None
+    settling: warmup.Settling
+    feed: saturated.Feed | None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The window, the share of the CPU that others took meanwhile, and the probes that followed if asked for."""
+
+    fed: window.Fed
+    others: float | None
+    probes: phase_split.Probes | None
+
+
+def _measure(run: _Run) -> Measured:
+    config, energy, phases = run.config, run.energy, run.phases
+    loaded = _load(run)
+    settled = _settle(run, loaded)
+    done = _work(run, loaded, settled.feed)
+    with phases("drain"):
+        energy.record = run_energy.only(energy.source.stop(), energy.devices) if energy.source else None
+    run_baseline.complete(config, run.user, energy)
+    warnings = [
+        *run.warnings,
+        *settled.settling.warnings,
+        *run_baseline.warnings(energy),
+        *_conditions(config, energy, loaded.facts, loaded.weights, settled.warm, done.others),
+    ]
+    with phases("result"):
+        seen = _with_energy(_observation(run, loaded, settled, done, warnings), run, done)
+        result = record.build(seen)
+    return Measured(
+        result.model_copy(update={"phases": dict(phases.done)}),
+        _series(energy, done.fed.window, done.fed.generations),
+        replay.to_json(seen) if config.output.raw_samples else None,
+    )
+
+
+def _load(run: _Run) -> _Loaded:
+    """Everything up to the first token: weights, idle power, engine, requests."""
+    config, phases = run.config, run.phases
     with phases("download"):
-        weights = _weights(config, user)
+        weights = _weights(config, run.user)
         prompts = datasets.load_prompts(config)
     with phases("environment"):
         machine = environment.snapshot()
     with phases("baseline"):
-        run_baseline.prepare(config, user, energy)
+        run_baseline.prepare(config, run.user, run.energy)
     with phases("load"):
-        facts = engine.load(config, weights)
-    run_baseline.narrow(config, user, energy, run_energy.used(energy, facts, config))
+        facts = run.engine.load(config, weights)
+    run_baseline.narrow(config, run.user, run.energy, run_energy.used(run.energy, facts, config))
     machine |= environment.cuda_version()  # known for sure once the engine's library is loaded
     with phases("tokenise"):
-        requests = _requests(config, engine, prompts, facts)
-        batches = engine.batches(requests)
-    with phases("warmup"):
-        warm = warmup.warm_up(config, engine, batches, phases.progress)
-    with phases("settle"):
-        feed = _feed(config, engine, requests)
-        settled = _settled(config, _piece(engine, batches, feed), energy)
-        warnings += settled.warnings
+        requests = _requests(config, run.engine, prompts, facts)
+        batches = run.engine.batches(requests)
+    return _Loaded(weights, prompts, machine, facts, requests, batches)
+
+
+def _settle(run: _Run, loaded: _Loaded) -> _Settled:
+    """Warm up, and settle under the measured work itself."""
+    config, energy = run.config, run.energy
+    with run.phases("warmup"):
+        warm = warmup.warm_up(config, run.engine, loaded.batches, run.phases.progress)
+    with run.phases("settle"):
+        feed = _feed(config, run.engine, loaded.requests)
+        with thermometer(energy.devices if energy.on_gpu else ()) as read:
+            source = energy.source if energy.on_gpu else None
+            settling = warmup.settle(config, _piece(run.engine, loaded.batches, feed), source, read)
+    return _Settled(warm, settling, feed)
+
+
+def _work(run: _Run, loaded: _Loaded, feed: saturated.Feed | None) -> _Done:
+    """The window and nothing else, then the probes."""
+    config, engine, energy, phases = run.config, run.engine, run.energy, run.phases
     engine.seed(config.random_seed)
     engine.reset_memory_peak()
     cpu_before = host_load.cpu_times()
     with phases("window"):
         if feed is None:
-            fed = window.passes(config, engine, energy, batches, phases)
+            fed = window.passes(config, engine, energy, loaded.batches, phases)
         else:
             fed = saturated.measure(feed, energy, phases, least_s=window.least_seconds(config, energy))
     others = host_load.foreign_share(cpu_before, host_load.cpu_times())
@@ -161,60 +229,62 @@ def _measure(
     if config.measurement.phase_split:
         with phases(PROBES):
             probes = (
-                phase_split.probe(config, engine, energy, batches, facts, phases)
+                phase_split.probe(config, engine, energy, loaded.batches, loaded.facts, phases)
                 if feed is None
                 else phase_split.Probes(reason="probes are made of static batches; this engine batches continuously")
             )
-    with phases("drain"):
-        energy.record = run_energy.only(energy.source.stop(), energy.devices) if energy.source else None
-    run_baseline.complete(config, user, energy)
-    warnings += run_baseline.warnings(energy)
-    warnings += _conditions(config, energy, facts, weights, warm, others)
-    with phases("result"):
-        seen = Observation(
-            config=config,
-            experiment_id=str(uuid.uuid4()),
-            provenance=record.provenance(config),
-            weights=weights,
-            facts=facts,
-            backend_version=engine.version(),
-            engine_effective=engine.effective(),
-            real_engine=registry.is_real(config.backend),
-            dataset_sha256=prompts.sha256,
-            constant_prompts=prompts.constant,
-            prompts=[p.text for p in prompts.prompts],
-            window=fed.window,
-            origin_s=phases.origin_s,
-            generations=fed.generations,
-            texts=_texts(config, engine, fed.generations),
-            phases=phases.done,
-            warmup=warm,
-            settle=settled.record,
-            memory_peak_mb=engine.memory_peak_mb(),
-            environment=machine,
-            start_time=begun.time,
-            end_time=datetime.now(UTC),
-            energy=energy.record,
-            source_name=energy.source.NAME if energy.source else None,
-            source_kind=energy.source.KIND if energy.source else None,
-            no_energy_reason=energy.reason,
-            baseline=energy.idle,
-            no_baseline_reason=energy.no_idle,
-            warnings=warnings,
-            work=fed.work,
-            suspended_s=fed.suspended_s,
-            own_pids=energy.own_pids,
-            calibration=begun.calibration,
-            spread=_spread(user, energy),
-            phase_split=_split(begun.calibration, probes, fed, energy),
-            carbon_intensity_gco2_kwh=user.measurement.carbon_intensity_gco2_kwh,
-            pue=user.measurement.datacenter_pue,
-        )
-        result = record.build(seen)
-    return Measured(
-        result.model_copy(update={"phases": dict(phases.done)}),
-        _series(energy, fed.window, fed.generations),
-        replay.to_json(seen) if config.output.raw_samples else None,
+    return _Done(fed, others, probes)
+
+
+def _observation(run: _Run, loaded: _Loaded, settled: _Settled, done: _Done, warnings: Sequence[str]) -> Observation:
+    """What was run and how it went, without its energy."""
+    config, engine, fed = run.config, run.engine, done.fed
+    return Observation(
+        config=config,
+        experiment_id=str(uuid.uuid4()),
+        provenance=record.provenance(config),
+        weights=loaded.weights,
+        facts=loaded.facts,
+        backend_version=engine.version(),
+        engine_effective=engine.effective(),
+        real_engine=registry.is_real(config.backend),
+        dataset_sha256=loaded.prompts.sha256,
+        constant_prompts=loaded.prompts.constant,
+        prompts=[p.text for p in loaded.prompts.prompts],
+        window=fed.window,
+        origin_s=run.phases.origin_s,
+        generations=fed.generations,
+        texts=_texts(config, engine, fed.generations),
+        phases=run.phases.done,
+        warmup=settled.warm,
+        settle=settled.settling.record,
+        memory_peak_mb=engine.memory_peak_mb(),
+        environment=loaded.machine,
+        start_time=run.started,
+        end_time=datetime.now(UTC),
+        warnings=warnings,
+        work=fed.work,
+        suspended_s=fed.suspended_s,
+    )
+
+
+def _with_energy(seen: Observation, run: _Run, done: _Done) -> Observation:
+    """The same with what its sensors recorded, and what is known of them."""
+    energy, measurement = run.energy, run.user.measurement
+    return replace(
+        seen,
+        energy=energy.record,
+        source_name=energy.source.NAME if energy.source else None,
+        source_kind=energy.source.KIND if energy.source else None,
+        no_energy_reason=energy.reason,
+        baseline=energy.idle,
+        no_baseline_reason=energy.no_idle,
+        own_pids=energy.own_pids,
+        calibration=run.calibration,
+        spread=_spread(run.user, energy),
+        phase_split=_split(run.calibration, done.probes, done.fed, energy),
+        carbon_intensity_gco2_kwh=measurement.carbon_intensity_gco2_kwh,
+        pue=measurement.datacenter_pue,
     )
 
 
@@ -248,13 +318,6 @@ def _piece(
         return feed.some_work
     following = cycle(batches)
     return lambda: engine.generate(next(following))
-
-
-def _settled(config: ExperimentConfig, piece: Callable[[], object], energy: run_energy.RunEnergy) -> warmup.Settling:
-    """Settle under the measured work itself."""
-    with thermometer(energy.devices if energy.on_gpu else ()) as read:
-        source = energy.source if energy.on_gpu else None
-        return warmup.settle(config, piece, source, read)
 
 
 def _conditions(
