@@ -50,7 +50,8 @@ def runs(source: str) -> Iterator[Recorded]:
     """All runs of one record of gpu_repeat.py."""
     for row in json.loads(gzip.decompress((RESULTS / source).read_bytes()))["runs"]:
         result = ExperimentResult.model_validate(row["result"])
-        yield Recorded(source, row["run"], result, completed(result, row["recording"]))
+        raw = row["recording"]
+        yield Recorded(source, row["run"], result, raw if "run" in raw else completed(result, raw))
 
 
 def completed(result: ExperimentResult, raw: Mapping[str, Any]) -> dict[str, Any]:
