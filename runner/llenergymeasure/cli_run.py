@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llenergymeasure import cluster_changes
+from llenergymeasure import cli_file, cluster_changes
 from llenergymeasure.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,21 +27,26 @@ if TYPE_CHECKING:
 LATEST = "latest"
 NO_HUB_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # read when huggingface_hub is imported, so it is set before
 
-ConfigArgument = Annotated[
-    Path | None, typer.Argument(help="Experiment or study file (YAML), or a manifest.", show_default=False)
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Folder below which results go.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Validate and show the plan; run nothing.")]
+NoGapsOption = Annotated[bool, typer.Option("--no-gaps", help="No pauses between runs.")]
+ResumeOption = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="PATH", help="Go on with a study's folder; latest, or no PATH: the newest one."),
 ]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model: hub id, folder, or builtin:smollm2-135m.")
+RunnerOption = Annotated[str | None, typer.Option("--runner", help="local, docker, docker:<image>, kubernetes, auto.")]
+CsvOption = Annotated[Path | None, typer.Option("--export-csv", help="Also write a CSV, one row per run.")]
+ParquetOption = Annotated[
+    Path | None, typer.Option("--export-parquet", help="Likewise as Parquet, with types and units.")
 ]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Hub revision of the model.")]
-BackendOption = Annotated[str | None, typer.Option("--backend", "-b", help="Inference engine.")]
-DatasetOption = Annotated[str | None, typer.Option("--dataset", "-d", help="aienergyscore, builtin, or a .jsonl file.")]
-CountOption = Annotated[int | None, typer.Option("-n", help="Number of prompts.")]
-BatchOption = Annotated[int | None, typer.Option("--batch-size", help="The backend's own batch parameter.")]
-PrecisionOption = Annotated[str | None, typer.Option("--precision", "-p", help="fp32, fp16, bf16, fp8, int8 or int4.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value for any field, e.g. decoder.top_p=0.9.")]
-CyclesOption = Annotated[int | None, typer.Option("--cycles", help="Repetitions of the whole set.")]
-OrderOption = Annotated[str | None, typer.Option("--order", help="sequential, interleaved, shuffled or latin_square.")]
+CalibrationOption = Annotated[
+    Path | None, typer.Option("--calibration", help="JSON by GPU UUID: gain, offset_w, a of its power sensor.")
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit 1 unless every verdict is valid.")]
+NamespaceOption = Annotated[
+    str | None, typer.Option("--namespace", help="With --runner kubernetes: namespace; else the context's.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the summary is still printed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the run's events, and tracebacks.")]
 
@@ -53,79 +58,46 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    config: ConfigArgument = None,
-    model: ModelOption = None,
-    revision: RevisionOption = None,
-    backend: BackendOption = None,
-    dataset: DatasetOption = None,
-    n: CountOption = None,
-    batch_size: BatchOption = None,
-    precision: PrecisionOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder below which results go.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate and show the plan; run nothing.")] = False,
-    cycles: CyclesOption = None,
-    order: OrderOption = None,
-    no_gaps: Annotated[bool, typer.Option("--no-gaps", help="No pauses between runs.")] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume", metavar="PATH", help="Go on with a study's folder; latest, or no PATH: the newest one."
-        ),
-    ] = None,
-    runner: Annotated[
-        str | None, typer.Option("--runner", help="local, docker, docker:<image>, kubernetes, auto.")
-    ] = None,
-    export_csv: Annotated[Path | None, typer.Option("--export-csv", help="Also write a CSV, one row per run.")] = None,
-    export_parquet: Annotated[
-        Path | None, typer.Option("--export-parquet", help="Likewise as Parquet, with types and units.")
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="JSON by GPU UUID: gain, offset_w, a of its power sensor.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 unless every verdict is valid.")] = False,
-    assignments: SetOption = None,
-    namespace: Annotated[
-        str | None, typer.Option("--namespace", help="With --runner kubernetes: namespace; else the context's.")
-    ] = None,
+    config: cli_file.ConfigArgument = None,
+    model: cli_file.ModelOption = None,
+    revision: cli_file.RevisionOption = None,
+    backend: cli_file.BackendOption = None,
+    dataset: cli_file.DatasetOption = None,
+    n: cli_file.CountOption = None,
+    batch_size: cli_file.BatchOption = None,
+    precision: cli_file.PrecisionOption = None,
+    output: OutputOption = None,
+    dry_run: DryOption = False,
+    cycles: cli_file.CyclesOption = None,
+    order: cli_file.OrderOption = None,
+    no_gaps: NoGapsOption = False,
+    resume: ResumeOption = None,
+    runner: RunnerOption = None,
+    export_csv: CsvOption = None,
+    export_parquet: ParquetOption = None,
+    calibration: CalibrationOption = None,
+    strict: StrictOption = False,
+    assignments: cli_file.SetOption = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the summary is still printed.")] = False,
+    quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Measure one experiment or a study on this machine, or, with --runner kubernetes, on a cluster."""
-    from llenergymeasure.calibration_file import use_calibration
-
-    flags = {"model": model, "revision": revision, "dataset": dataset, "n": n, "precision": precision}
-    changed = [*(v for v in flags.values() if v is not None), backend, batch_size, order, assignments]
-    written = config is not None or resume is None or any(changed)
-    document = _document(config, flags, backend, batch_size, cycles, order, assignments or []) if written else None
-    if calibration is not None:
-        use_calibration(calibration, on_cluster=runner == "kubernetes")
+    said = cli_file.Said(
+        model=model, revision=revision, dataset=dataset, n=n, precision=precision, backend=backend,
+        batch_size=batch_size, cycles=cycles, order=order, assignments=tuple(assignments or ()),
+    )  # fmt: skip
+    how = _How(
+        folder=output, resume=resume, cycles=cycles, gaps=not no_gaps, dry_run=dry_run, quiet=quiet or as_json,
+        verbose=verbose, as_json=as_json, strict=strict, runner=runner, csv=export_csv, parquet=export_parquet,
+    )  # fmt: skip
+    document = cli_file.document(config, said) if config is not None or resume is None or said.anything else None
+    _use_calibration(calibration, runner)
     if runner == "kubernetes" and document is not None:
-        if resume is not None:
-            raise ConfigError("--resume is for studies of this machine; a cluster goes on by itself, see llem resume")
-        asked = cluster_changes.Asked(
-            namespace, dry_run, output, export_csv, strict, gaps=not no_gaps, as_json=as_json, quiet=quiet
-        )
-        cluster_changes.run_on_cluster(config, document, asked)
-        return
-    _run_here(
-        _target(document, runner) if document is not None else None,
-        document,
-        _How(
-            folder=output,
-            resume=resume,
-            cycles=cycles,
-            gaps=not no_gaps,
-            dry_run=dry_run,
-            quiet=quiet or as_json,
-            verbose=verbose,
-            as_json=as_json,
-            strict=strict,
-            runner=runner,
-            csv=export_csv,
-            parquet=export_parquet,
-        ),
-    )
+        _run_on_cluster(config, document, how, namespace, quiet=quiet)
+    else:
+        _run_here(cli_file.target(document, runner) if document is not None else None, document, how)
 
 
 @dataclass(frozen=True)
@@ -144,6 +116,24 @@ class _How:
     runner: str | None
     csv: Path | None
     parquet: Path | None
+
+
+def _use_calibration(path: Path | None, runner: str | None) -> None:
+    from llenergymeasure.calibration_file import use_calibration
+
+    if path is not None:
+        use_calibration(path, on_cluster=runner == "kubernetes")
+
+
+def _run_on_cluster(
+    config: Path | None, document: "Document", how: _How, namespace: str | None, *, quiet: bool
+) -> None:
+    if how.resume is not None:
+        raise ConfigError("--resume is for studies of this machine; a cluster goes on by itself, see llem resume")
+    asked = cluster_changes.Asked(
+        namespace, how.dry_run, how.folder, how.csv, how.strict, gaps=how.gaps, as_json=how.as_json, quiet=quiet
+    )
+    cluster_changes.run_on_cluster(config, document, asked)
 
 
 def _run_here(target: "ExperimentConfig | StudyConfig | None", document: "Document | None", how: _How) -> None:
@@ -202,66 +192,6 @@ def _export(how: _How, rebuilt: "Rebuilt") -> None:
         export_csv(how.csv, run_rows([rebuilt]))
     if how.parquet is not None:
         export_parquet(how.parquet, run_rows([rebuilt]))
-
-
-def _document(
-    path: Path | None,
-    flags: dict[str, Any],
-    backend: str | None,
-    batch_size: int | None,
-    cycles: int | None,
-    order: str | None,
-    assignments: list[str],
-) -> "Document":
-    """The file with the command line laid over it."""
-    from llenergymeasure.core.config import ExperimentConfig
-    from llenergymeasure.core.registry import backend_names, batch_size_key
-    from llenergymeasure.loaders import Document, apply_overrides, parse_set, read_document
-
-    if path is None and flags["model"] is None:
-        raise ConfigError(
-            "nothing to run: name a file (llem run study.yaml) or a model (llem run -m builtin:smollm2-135m)"
-        )
-    document = read_document(path) if path is not None else Document({}, study=False, source="command line")
-    overrides = {k: v for k, v in flags.items() if v is not None}
-    if backend is not None:
-        overrides["backend"] = backend
-    if batch_size is not None:
-        swept = {str(k).partition(".")[0] for k in document.body.get("sweep") or ()}
-        implied = [b for b in backend_names() if b in swept]
-        default = ExperimentConfig.model_fields["backend"].default
-        written = backend or document.body.get("backend") or implied or default
-        for name in written if isinstance(written, list) else [written]:
-            key = batch_size_key(name) if name in backend_names() else None
-            if key is not None:
-                overrides[f"{name}.{key}"] = batch_size
-    overrides |= parse_set(assignments)
-    execution = {"execution.n_cycles": cycles, "execution.cycle_order": order}
-    given = {k: v for k, v in execution.items() if v is not None}
-    if given and not document.study:  # repetitions make a study of one
-        document = Document(
-            {**document.body, "experiments": [{}]},
-            study=True,
-            source=document.source,
-            notices=document.notices,
-        )
-    return apply_overrides(document, overrides | given)
-
-
-def _target(document: "Document", runner: str | None) -> "ExperimentConfig | StudyConfig":
-    from llenergymeasure.core.config import check_runner
-    from llenergymeasure.core.errors import BackendMissingError, PreFlightError
-    from llenergymeasure.loaders import experiment_from, study_from
-
-    if runner is not None:
-        try:
-            check_runner(runner)
-        except ValueError as err:
-            raise ConfigError(f"--runner: {err}") from None
-        if runner not in ("local", "auto"):
-            text = f"--runner {runner}: this version starts no containers; use --runner local or kubernetes"
-            raise PreFlightError([BackendMissingError(text)])
-    return study_from(document) if document.study else experiment_from(document)
 
 
 def _say_notices(document: "Document", target: "ExperimentConfig | StudyConfig") -> None:
@@ -379,9 +309,9 @@ def _run_study(target: "ExperimentConfig | StudyConfig | None", user: "UserConfi
 
 def plan(
     config: Annotated[Path, typer.Argument(help="Experiment or study file.")],
-    cycles: CyclesOption = None,
-    order: OrderOption = None,
-    assignments: SetOption = None,
+    cycles: cli_file.CyclesOption = None,
+    order: cli_file.OrderOption = None,
+    assignments: cli_file.SetOption = None,
     jobs: Annotated[bool, typer.Option("--jobs", help="Show the Jobs that the operator would make of it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -391,8 +321,9 @@ def plan(
     if jobs:
         cluster_changes.show_jobs(config, as_json=as_json)
         return
-    document = _document(config, {"model": None}, None, None, cycles, order, assignments or [])
-    target = _target(document, None)
+    said = cli_file.Said(cycles=cycles, order=order, assignments=tuple(assignments or ()))
+    document = cli_file.document(config, said)
+    target = cli_file.target(document, None)
     _say_notices(document, target)
     _print_plan(target, load_user_config(), as_json=as_json, with_runs=True)
 
