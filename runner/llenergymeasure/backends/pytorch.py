@@ -8,22 +8,19 @@ import gc
 import importlib.metadata
 import importlib.util
 import logging
-import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from llenergymeasure import torch_device, transformers_arguments
 from llenergymeasure.core.contracts import Generation, ModelFacts, Prompt, Request, Weights
 from llenergymeasure.core.errors import (
-    BackendError,
     BackendMissingError,
     ConfigError,
     LLEMError,
-    OutOfMemoryError,
 )
 from llenergymeasure.core.sections import Bool, Float, Int, Part
 
@@ -37,17 +34,6 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 DECODING = ("greedy", "sampling", "beam")
 BATCH_SIZE_KEY = "batch_size"
 PACKAGES = ("torch", "transformers")
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-_BNB_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
-_GENERATE_FIELDS = (
-    "use_cache",
-    "cache_implementation",
-    "early_stopping",
-    "length_penalty",
-    "no_repeat_ngram_size",
-    "prompt_lookup_num_tokens",
-)
-_MB = 2**20
 
 
 class Settings(Part):
@@ -101,7 +87,7 @@ class Settings(Part):
     def _check(self) -> "Settings":
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("load_in_8bit and load_in_4bit exclude each other; keep one")
-        lonely = [k for k in _BNB_FIELDS if getattr(self, k) is not None]
+        lonely = [k for k in transformers_arguments.BNB_FIELDS if getattr(self, k) is not None]
         if lonely and not self.load_in_4bit:
             raise ValueError(f"{', '.join(lonely)} needs load_in_4bit: true")
         if self.cache_implementation is not None and self.use_cache is False:
@@ -134,69 +120,6 @@ def completed(section: Settings, *, precision: str, lora: bool) -> Settings:
 def installed() -> bool:
     """Whether torch and transformers can be found."""
     return all(importlib.util.find_spec(m) is not None for m in ("torch", "transformers"))
-
-
-def load_kwargs(config: "ExperimentConfig") -> dict[str, Any]:
-    """Give what `from_pretrained` receives for a configuration."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    s = config.section
-    assert isinstance(s, Settings)
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, _DTYPES[config.precision])}
-    for name in ("attn_implementation", "device_map", "low_cpu_mem_usage"):
-        if getattr(s, name) is not None:
-            kwargs[name] = getattr(s, name)
-    kwargs["trust_remote_code"] = s.trust_remote_code
-    if s.max_memory is not None:
-        kwargs["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in s.max_memory.items()}
-    if s.tp_size is not None:
-        kwargs |= {"tp_plan": "auto", "tp_size": s.tp_size}
-    if s.load_in_8bit or s.load_in_4bit:
-        extra = {k: getattr(s, k) for k in _BNB_FIELDS if getattr(s, k) is not None}
-        kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=bool(s.load_in_8bit), load_in_4bit=bool(s.load_in_4bit), **extra
-        )
-    return kwargs | (config.passthrough_kwargs or {})
-
-
-def generate_kwargs(config: "ExperimentConfig") -> dict[str, Any]:
-    """Give what `generate` receives beside the batch; greedy decoding gets no sampling parameter."""
-    d, s = config.decoder, config.section
-    kwargs: dict[str, Any] = {
-        "do_sample": d.decoding_strategy == "sampling" and not d.is_greedy,
-        "num_beams": d.num_beams if d.decoding_strategy == "beam" else 1,
-        "repetition_penalty": d.repetition_penalty,
-    }
-    if kwargs["do_sample"]:
-        kwargs |= {"temperature": d.temperature, "top_p": d.top_p, "top_k": d.top_k or 0}
-        if d.min_p is not None:
-            kwargs["min_p"] = d.min_p
-    for name in _GENERATE_FIELDS:
-        if getattr(s, name) is not None:
-            kwargs[name] = getattr(s, name)
-    return kwargs
-
-
-@contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    """Turn what torch and transformers raise into errors of llem, at this edge only."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as err:
-        raise OutOfMemoryError(f"GPU out of memory while {doing}; lower batch_size or lengths: {err}") from err
-    except MemoryError as err:
-        raise OutOfMemoryError(f"host out of memory while {doing}; lower batch_size or lengths") from err
-    except ImportError as err:
-        raise BackendMissingError(f"{NAME}: a library is missing while {doing}: {err}") from err
-    except LLEMError:
-        raise  # ours already: a signal's TerminatedError may arrive in the middle of a generate
-    except Exception as err:  # safetensors, tokenizers and torch raise classes of their own, some a bare Exception
-        if isinstance(err, TypeError) and "unexpected keyword argument" in str(err):
-            raise BackendMissingError(f"{NAME} does not know an option, while {doing}: {err}") from err
-        raise BackendError(f"{NAME} failed while {doing}: {type(err).__name__}: {err}") from err
 
 
 class Engine:
@@ -256,12 +179,12 @@ class Engine:
             self._matmul_precision_before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("high" if s.allow_tf32 else "highest")
         self.seed(config.random_seed)
-        kwargs = load_kwargs(config)
-        with _translated(f"loading {weights.name}"):
+        kwargs = transformers_arguments.load_kwargs(config)
+        with torch_device.translated(NAME, f"loading {weights.name}"):
             self._tokenizer = AutoTokenizer.from_pretrained(str(weights.path), trust_remote_code=s.trust_remote_code)
             model = AutoModelForCausalLM.from_pretrained(str(weights.path), **kwargs)
             if config.lora is not None:
-                model = _with_adapter(model, config)
+                model = transformers_arguments.with_adapter(model, config)
             model.eval()
             if not {"quantization_config", "device_map", "tp_size"} & set(kwargs):
                 model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -274,7 +197,7 @@ class Engine:
         base.generation_config = GenerationConfig(
             eos_token_id=eos, pad_token_id=self._pad_id(), bos_token_id=self._tokenizer.bos_token_id
         )
-        self._generate_kwargs = generate_kwargs(config)
+        self._generate_kwargs = transformers_arguments.generate_kwargs(config)
         return self._facts()
 
     def _eos_ids(self) -> Any:
@@ -299,7 +222,7 @@ class Engine:
             layers=getattr(text, "num_hidden_layers", None),
             hidden_size=getattr(text, "hidden_size", None),
             context_length=getattr(text, "max_position_embeddings", None),
-            memory_model_mb=self._memory_now_mb() or model.get_memory_footprint() / _MB,
+            memory_model_mb=torch_device.memory_now_mb(self._device) or model.get_memory_footprint() / torch_device.MB,
             dtype=str(model.dtype).removeprefix("torch."),
             device=self._device,
             gpu_positions=tuple(sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"}))
@@ -308,14 +231,7 @@ class Engine:
 
     def seed(self, value: int) -> None:
         """Seed python, numpy, torch CPU and CUDA, from which sampling draws."""
-        import numpy as np
-        import torch
-
-        random.seed(value)
-        np.random.seed(value)
-        torch.manual_seed(value)
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(value)
+        torch_device.seed(value)
 
     def tokenise(self, prompts: Sequence[Prompt], *, max_input_tokens: int) -> list[tuple[int, ...]]:
         """Token ids per prompt, cut to `max_input_tokens`; drawn ids are mapped into the vocabulary."""
@@ -359,8 +275,8 @@ class Engine:
         pad = self._pad_id()
         rows = [[pad] * (width - len(r.token_ids)) + list(r.token_ids) for r in batch]
         mask = [[0] * (width - len(r.token_ids)) + [1] * len(r.token_ids) for r in batch]
-        with _translated("generating"), torch.inference_mode():
-            start_s = self._now_s()
+        with torch_device.translated(NAME, "generating"), torch.inference_mode():
+            start_s = torch_device.now_s(self._device)
             out = self._model.generate(
                 input_ids=torch.tensor(rows, device=self._model.device),
                 attention_mask=torch.tensor(mask, device=self._model.device),
@@ -368,16 +284,9 @@ class Engine:
                 **self._generate_kwargs,
                 **extra,
             )
-            end_s = self._now_s()
+            end_s = torch_device.now_s(self._device)
         tokens = tuple(self._useful(row[width:], r) for row, r in zip(out.tolist(), batch, strict=True))
         return Generation(tuple(batch), tokens, start_s, end_s)
-
-    def _now_s(self) -> float:
-        if self._device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-        return time.monotonic()
 
     def _useful(self, ids: list[int], request: Request) -> tuple[int, ...]:
         """A sequence up to its own limit and, unless ignored, its first end token (inclusive)."""
@@ -393,29 +302,13 @@ class Engine:
         """Text without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    def _memory_now_mb(self) -> float | None:
-        import torch
-
-        if self._device != "cuda":
-            return None
-        return sum(int(torch.cuda.memory_allocated(i)) for i in range(torch.cuda.device_count())) / _MB
-
     def memory_peak_mb(self) -> float | None:
         """Peak of torch's allocator over all GPUs, MiB; None on a CPU."""
-        import torch
-
-        if self._device != "cuda":
-            return None
-        peaks = (int(torch.cuda.max_memory_allocated(i)) for i in range(torch.cuda.device_count()))
-        return sum(peaks) / _MB
+        return torch_device.memory_peak_mb(self._device)
 
     def reset_memory_peak(self) -> None:
         """Start a new peak."""
-        import torch
-
-        if self._device == "cuda":
-            for i in range(torch.cuda.device_count()):
-                torch.cuda.reset_peak_memory_stats(i)
+        torch_device.reset_memory_peak(self._device)
 
     def effective(self) -> dict[str, Any]:
         """What was in force, also what the library chose."""
@@ -488,12 +381,3 @@ def _step_over(token: int, special: set[int], size: int) -> int:
     while token in special:
         token = (token + 1) % size
     return token
-
-
-def _with_adapter(model: Any, config: "ExperimentConfig") -> Any:
-    """Put the LoRA adapter on the model, merged into the weights if asked."""
-    from peft import PeftModel
-
-    assert config.lora is not None
-    adapted = PeftModel.from_pretrained(model, config.lora.adapter_id or config.lora.adapter_path)
-    return adapted.merge_and_unload() if config.lora.merge_weights else adapted
