@@ -102,7 +102,8 @@ def sensor(results: Results) -> str:
     if periods := [1e3 * s.period_s for s in found if s.period_s is not None]:
         parts.append(f"the counter ticks every {span(periods, 'ms')}")
     if jitters := [1e3 * s.jitter_s for s in found if s.jitter_s is not None]:
-        parts.append(f"give or take {span(jitters, 'ms')}")
+        hidden = any(s.jitter_hidden for s in found)
+        parts.append(f"give or take {'less than ' if hidden else ''}{span(jitters, 'ms')}")
     text = ", ".join(parts)
     edges = listed(s.edges for s in found)
     return "; ".join(p for p in (text, f"{edges} edges" if edges else "") if p) or DASH

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llenergymeasure.core.contracts import (
     QUIET_LEAST_S,
@@ -28,10 +28,14 @@ from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.nvml_lines import Follower, Recorded, path_of
 
+if TYPE_CHECKING:
+    from llenergymeasure.sensor_cache import SelfTest
+
 RECORDER = "llenergymeasure.nvml_recorder"
 TIMED_TICKS, TIMING_S = 20, 2.0  # how long a run times the ticks before it goes on
 TAIL_TICKS = 8  # ticks recorded behind the last edge before the recorder is stopped: a guard and one to spare
 FIRST_TICK_TIMEOUT_S = 3.0
+NO_SELF_TEST = "no self-test of this GPU and driver is known"
 INIT_TIMEOUT_S = 20.0  # without persistence mode the driver starts the GPU first
 
 
@@ -218,14 +222,11 @@ class NvmlSampler:
         parts = [self.series(u).mean_power_w(start_s, end_s) for u in uuids]
         return None if None in parts else sum(p for p in parts if p is not None)
 
-    def finish(
-        self, jitter_s: Mapping[str, float], lag_s: Mapping[str, float], *, window: tuple[float, float] | None = None
-    ) -> EnergyRecord:
+    def finish(self, tests: Mapping[str, "SelfTest"], *, window: tuple[float, float] | None = None) -> EnergyRecord:
         """Wait for the ticks behind the last edge, end the recorder, give all but windows, delete the recording.
 
         Args:
-            jitter_s: Standard deviation of the ticks' moments by UUID, where a self-test found it; else the default.
-            lag_s: How late the counters show a change of load, by UUID, where a self-test found it.
+            tests: What self-tests found out about these counters, by UUID; the defaults hold for what they did not.
             window: Start and end of the main window, for what the recording cost inside it.
 
         """
@@ -236,7 +237,8 @@ class NvmlSampler:
         finally:
             self.stop()
             self.discard()
-        series = {u: EnergySeries(tuple(r.ticks), jitter_s.get(u, DEFAULT_JITTER_S)) for u, r in recorded.items()}
+        jitters_s = {u: t.jitter_s for u, t in tests.items() if t.jitter_s is not None}
+        series = {u: EnergySeries(tuple(r.ticks), jitters_s.get(u, DEFAULT_JITTER_S)) for u, r in recorded.items()}
         return EnergyRecord(
             windows={},
             readings=tuple(sorted((x for r in recorded.values() for x in r.readings), key=lambda x: x.t_s)),
@@ -244,10 +246,7 @@ class NvmlSampler:
             samples={u: tuple(r.samples) for u, r in recorded.items()},
             occupants=tuple(x for r in recorded.values() for x in r.occupants),
             throttle=tuple(x for r in recorded.values() for x in r.throttle),
-            sensors={
-                u: _facts(series[u], r, _share_of_a_core(r, window), (u in jitter_s, lag_s.get(u)))
-                for u, r in recorded.items()
-            },
+            sensors={u: _facts(series[u], r, _share_of_a_core(r, window), tests.get(u)) for u, r in recorded.items()},
         )
 
     def stop(self) -> None:
@@ -277,16 +276,18 @@ def _share_of_a_core(recorded: Recorded, window: tuple[float, float] | None) -> 
 
 
 def _facts(
-    series: EnergySeries, recorded: Recorded, share_of_a_core: float | None, tested: tuple[bool, float | None]
+    series: EnergySeries, recorded: Recorded, share_of_a_core: float | None, test: "SelfTest | None"
 ) -> SensorFacts:
-    """What one recording shows of its counter; `tested` says whether a self-test gave the jitter, and its lag."""
-    measured, lag_s = tested
+    """What one recording and the counter's self-test, if there was one, show of it."""
+    jitter = series.measured_jitter
     return SensorFacts(
         period_s=series.period_s,
-        jitter_s=series.measured_jitter_s,
+        jitter_s=jitter.jitter_s if jitter else None,
+        jitter_hidden=jitter.hidden if jitter else False,
         jitter_used_s=series.jitter_s,
-        jitter_source="self-test" if measured else "default",
-        lag_s=lag_s,
+        jitter_source="self-test" if test and test.jitter_s is not None else "default",
+        lag_s=test.lag.lag_s if test else None,
+        lag_reason=test.lag.reason if test else NO_SELF_TEST,
         reading_width_s=median(t.after_s - t.before_s for t in series.ticks) if series.ticks else None,
         call_s=median(recorded.calls_s) if recorded.calls_s else None,
         ticks=len(series.ticks),

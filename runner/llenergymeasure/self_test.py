@@ -14,14 +14,15 @@ from typing import Any
 
 from llenergymeasure import sensor_cache
 from llenergymeasure.core.contracts import Device
-from llenergymeasure.core.energy_series import EnergySeries
+from llenergymeasure.core.energy_series import EnergySeries, Jitter
 from llenergymeasure.core.errors import MeasurementError
-from llenergymeasure.core.step_response import Burst, lag, plateau_ratio
+from llenergymeasure.core.phase_split import LAG_S
+from llenergymeasure.core.step_response import Burst, Lag, lag, plateau_ratio
 from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, driver_version, nvml, visible_devices
 from llenergymeasure.sensor_cache import SelfTest
 
 IDLE_S, CALLS = 10.0, 100
-BURSTS, BURST_S, PAUSE_S = 8, 1.2, 1.5  # pauses are no multiple of a tick away from the bursts' starts
+BURSTS, BURST_S, PAUSE_S = 12, 1.2, 1.5  # so that an end has level power for 0.6 s before it and 0.9 s after it
 PAUSE_STEP_S = 0.0137  # so that the steps meet the ticks at all phases
 PLATEAUS, PLATEAU_S = 2, 6.0
 MATRIX = 8192
@@ -58,30 +59,33 @@ def run() -> str:
 
 
 def examine(device: Device, position: int, *, load: Load | None = None, idle_s: float) -> SelfTest:
-    """Test one GPU, the `position`-th that CUDA sees; about 45 s with a load, 12 s without."""
+    """Test one GPU, the `position`-th that CUDA sees; about a minute with a load, 12 s without."""
     walls_s, processor_s = _call_costs(device)
     heard = _hear(device, position, load, idle_s)
-    found_lag = lag(heard.whole, heard.bursts)
     widths = [t.after_s - t.before_s for t in heard.whole.ticks]
     return SelfTest(
+        format=2,
         gpu_uuid=device.uuid,
         gpu_name=device.name,
         driver=driver_version() or "unknown",
         tested_at=datetime.now(UTC),
         ticks=len(widths),
         period_s=heard.whole.period_s,
-        jitter_idle_s=heard.idle.measured_jitter_s,
-        jitter_load_s=_under_load(heard).measured_jitter_s,
+        jitter_idle=heard.idle.measured_jitter,
+        jitter_load=_under_load(heard).measured_jitter,
         reading_width_s=median(widths) if widths else None,
         call_wall_s=median(walls_s),
         call_wall_p99_s=sorted(walls_s)[int(0.99 * (len(walls_s) - 1))],
         call_processor_s=processor_s,
-        lag_s=found_lag.lag_s if found_lag else None,
-        lag_spread_s=found_lag.spread_s if found_lag else None,
-        lag_steps=found_lag.steps if found_lag else 0,
+        lag=_lag(heard),
         plateau_ratio=plateau_ratio(heard.whole, heard.plateaus),
-        no_load_reason=heard.no_load_reason,
     )
+
+
+def _lag(heard: _Heard) -> Lag:
+    if heard.no_load_reason:
+        return Lag(None, None, 0, heard.no_load_reason)
+    return lag(heard.whole, (*heard.bursts, *heard.plateaus))
 
 
 def _call_costs(device: Device) -> tuple[list[float], float]:
@@ -108,7 +112,7 @@ def _hear(device: Device, position: int, load: Load | None, idle_s: float) -> _H
         bursts = _bursts(made, BURSTS, BURST_S) if made else ()
         plateaus = _bursts(made, PLATEAUS, PLATEAU_S) if made else ()
         sampler.mark()
-        whole = sampler.finish({}, {}).series[device.uuid]
+        whole = sampler.finish({}).series[device.uuid]
     finally:
         sampler.stop()
         sampler.discard()
@@ -165,19 +169,27 @@ def _ms(seconds: float | None) -> str:
     return "unknown" if seconds is None else f"{1e3 * seconds:.1f} ms"
 
 
+def _scatter(jitter: Jitter | None) -> str:
+    if jitter is None:
+        return "an unknown time"
+    return f"less than {_ms(jitter.jitter_s)}" if jitter.hidden else _ms(jitter.jitter_s)
+
+
 def _lines(test: SelfTest) -> Sequence[str]:
     """The findings about one GPU in plain words."""
     found = [
         f"  {test.gpu_name} {test.gpu_uuid}, driver {test.driver}",
         f"    the energy counter shows a new value every {_ms(test.period_s)} ({test.ticks} seen)",
-        f"    the moment scatters by {_ms(test.jitter_idle_s)} idle, {_ms(test.jitter_load_s)} under load",
+        f"    the moment scatters by {_scatter(test.jitter_idle)} idle, {_scatter(test.jitter_load)} under load",
         f"    reading it takes {_ms(test.call_wall_s)} (99 % within {_ms(test.call_wall_p99_s)})",
         f"    and {_ms(test.call_processor_s)} of processor time",
     ]
-    if test.lag_s is not None:
-        found.append(f"    it shows a change of load {_ms(test.lag_s)} late (sd {_ms(test.lag_spread_s)})")
+    if test.lag.lag_s is not None:
+        by = f"standard uncertainty {_ms(test.lag.uncertainty_s)}, from {test.lag.ends} ends"
+        found.append(f"    it shows the end of a load {_ms(test.lag.lag_s)} late ({by})")
+    else:
+        found.append(f"    how late it shows the end of a load is unknown: {test.lag.reason};")
+        found.append(f"    runs count on {_ms(LAG_S)}")
     if test.plateau_ratio is not None:
         found.append(f"    under steady load it counts {100 * test.plateau_ratio:.2f} % of power times time")
-    if test.no_load_reason:
-        found.append(f"    lag and behaviour under load: unknown: {test.no_load_reason}")
     return found

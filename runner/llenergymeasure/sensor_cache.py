@@ -2,42 +2,47 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter
 
 from llenergymeasure import cache_file
+from llenergymeasure.core.energy_series import Jitter
 from llenergymeasure.core.errors import ConfigError
+from llenergymeasure.core.step_response import Lag
 from llenergymeasure.nvml_sampling import driver_version
 
 
 class SelfTest(BaseModel):
-    """Findings about one GPU's energy counter; times in s, None where they could not be found, with a reason."""
+    """Findings about one GPU's energy counter; times in s, None where they could not be found, with a reason.
+
+    `format` 1, without the field, had jitters of 0 that the readings' width had hidden, and lags that the surge of
+    power at a start of load had falsified: a file with such a row is as none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    format: Literal[2]
     gpu_uuid: str
     gpu_name: str
     driver: str
     tested_at: AwareDatetime
     ticks: int
     period_s: float | None
-    jitter_idle_s: float | None
-    jitter_load_s: float | None = None
+    jitter_idle: Jitter | None
+    jitter_load: Jitter | None = None
     reading_width_s: float | None
     call_wall_s: float
     call_wall_p99_s: float
     call_processor_s: float
-    lag_s: float | None = None
-    lag_spread_s: float | None = None
-    lag_steps: int = 0
+    lag: Lag
     plateau_ratio: float | None = None
-    no_load_reason: str | None = None
 
     @property
     def jitter_s(self) -> float | None:
-        """The jitter that windows may count on: the larger one, and none if load was never seen."""
-        known = [j for j in (self.jitter_idle_s, self.jitter_load_s) if j is not None]
-        return max(known) if self.jitter_load_s is not None else None
+        """The jitter or upper limit that windows may count on: the larger one, and none if load was never seen."""
+        known = [j.jitter_s for j in (self.jitter_idle, self.jitter_load) if j is not None]
+        return max(known) if self.jitter_load is not None else None
 
 
 _Tests = TypeAdapter(dict[str, SelfTest])

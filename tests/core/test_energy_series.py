@@ -279,17 +279,46 @@ def test_mean_power_interpolates_and_is_none_outside() -> None:
     assert gone_back(GOOD, 30).mean_power_w(20, 40) is None
 
 
-def test_jitter_is_found_from_the_ticks() -> None:
-    """Ticks that scatter by 4 ms, read each 6 ms, show 4 ms; a steady counter shows none; few ticks show nothing."""
+def scattered(jitter_s: float, count: int, *, of_width: float = 1.0, width_s: float = 0.006) -> EnergySeries:
+    """Ticks that scatter about a beat of 100 ms and lie anywhere in this share of their readings' width."""
     draw = random.Random(3)
+    half_s = width_s / 2
+    moments = [0.1 * i + draw.gauss(0, jitter_s) + of_width * draw.uniform(-half_s, half_s) for i in range(count)]
+    return EnergySeries(tuple(Tick(t - half_s, t + half_s, 30.0 * i) for i, t in enumerate(moments)))
 
-    def scattered(jitter_s: float, count: int) -> EnergySeries:
-        moments = [0.1 * i + draw.gauss(0, jitter_s) + draw.uniform(-0.003, 0.003) for i in range(count)]
-        return EnergySeries(tuple(Tick(t - 0.003, t + 0.003, 30.0 * i) for i, t in enumerate(moments)))
 
-    assert scattered(0.004, 4000).measured_jitter_s == pytest.approx(0.004, rel=0.1)
-    assert scattered(0.0, 4000).measured_jitter_s == pytest.approx(0.0, abs=5e-4)
-    assert scattered(0.004, 12).measured_jitter_s is None
+def test_jitter_is_found_from_the_ticks() -> None:
+    """Ticks that scatter by 4 ms, read each 6 ms, show 4 ms; few ticks show nothing."""
+    found = scattered(0.004, 4000).measured_jitter
+    assert found is not None
+    assert found.jitter_s == pytest.approx(0.004, rel=0.1)
+    assert not found.hidden
+    assert scattered(0.004, 12).measured_jitter is None
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 0.0005, 0.001])
+@pytest.mark.parametrize("of_width", [1.0, 0.5])
+@pytest.mark.parametrize("count", [30, 120, 800])
+def test_a_jitter_that_the_readings_hide_is_an_upper_limit_and_never_0(
+    jitter_s: float, of_width: float, count: int
+) -> None:
+    """Read each 8 ms, anywhere in it or in the middle half (a driver that looks in the middle of its calls)."""
+    found = scattered(jitter_s, count, of_width=of_width, width_s=0.008).measured_jitter
+    assert found is not None
+    if found.hidden:
+        assert max(jitter_s, 0.001) <= found.jitter_s < 0.004
+    else:
+        assert found.jitter_s == pytest.approx(jitter_s, rel=0.5)
+
+
+def test_slow_readings_say_nothing_of_the_jitter() -> None:
+    """One reading in ten takes 40 ms: the rest tells what all of them would."""
+    calm = scattered(0.003, 1000).ticks
+    slow = [Tick(t.before_s - 0.034, t.after_s, t.joules) if i % 10 == 0 else t for i, t in enumerate(calm)]
+    found = EnergySeries(tuple(slow)).measured_jitter
+    assert found is not None
+    assert found.jitter_s == pytest.approx(0.003, rel=0.1)
+    assert not found.hidden
 
 
 def test_a_day_of_ticks_is_cut_quickly() -> None:

@@ -51,6 +51,12 @@ def test_one_run_is_told(name: str, text: str) -> None:
     assert getattr(evidence, name)([run()]) == text
 
 
+def test_a_jitter_that_the_readings_hide_is_less_than_its_limit() -> None:
+    """An upper limit is not told as a value."""
+    known = run(sensors={"GPU-a": {"period_s": 0.1, "jitter_s": 0.0013, "jitter_hidden": True, "edges": "quiet"}})
+    assert "every 100 ms, give or take less than 1.3 ms; quiet" in evidence.sensor([known])
+
+
 @pytest.mark.parametrize("name", [name for name, _ in ONE])
 def test_what_is_not_known_is_a_dash(name: str) -> None:
     """No sentence without a figure."""

@@ -215,14 +215,16 @@ class SensorFacts:
     """What a recording showed of one GPU's energy counter, and what the recording cost."""
 
     period_s: float | None  # median distance of ticks
-    jitter_s: float | None  # standard deviation of a tick's moment, from these ticks
+    jitter_s: float | None  # standard deviation of a tick's moment, from these ticks, or its upper limit
     jitter_used_s: float  # the one in the uncertainty of the edges
     jitter_source: Literal["self-test", "default"]
-    lag_s: float | None  # how late it shows a change of load; None where no self-test has told
+    lag_s: float | None  # how late it shows the end of a load; None where no self-test has told
     reading_width_s: float | None  # median time from the last old to the first new reading
     call_s: float | None  # median wall time of a counter call
     ticks: int
     sampler_processor_share: float | None  # of one core inside the main window, the whole recorder (all GPUs)
+    jitter_hidden: bool = False  # by the readings' width, so that `jitter_s` is the upper limit
+    lag_reason: str | None = None  # why `lag_s` is None
 
 
 @dataclass(frozen=True)

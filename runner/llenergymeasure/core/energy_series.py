@@ -35,6 +35,9 @@ QUIET_SPREAD = 0.05
 TIMING_SPREAD = 6.0
 """The powers of five equal ticks differ by less than this many of the standard deviations that timing gives them."""
 
+SLOW_READING = 1.5
+"""A reading wider than so many times the median says little of its tick's moment."""
+
 DEFAULT_JITTER_S = 0.004
 """Standard deviation of the tick's lag, 4 ms, measured on an H100 80GB HBM3, driver 580 (measurement.md §1)."""
 
@@ -75,6 +78,14 @@ class Joules:
 
 
 @dataclass(frozen=True)
+class Jitter:
+    """Standard deviation of a tick's moment about its beat, s; an upper limit of it where the readings hide it."""
+
+    jitter_s: float
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
 class _Edge:
     """What the counter would show at an edge (J), the variance of that (J²), the waiting power if it was quiet (W)."""
 
@@ -108,23 +119,28 @@ class EnergySeries:
         return median((b - a) / (t.skipped + 1) for (a, b), t in distances)
 
     @cached_property
-    def measured_jitter_s(self) -> float | None:
-        """Standard deviation of a tick's moment about its beat, from these ticks, s; None with fewer than twenty.
+    def measured_jitter(self) -> Jitter | None:
+        """How much these ticks' moments scatter; None with fewer than twenty. Holes and slow readings are left out.
 
-        Distances of neighbours scatter by twice the variance of one tick, of which the readings' width has its share.
-        Holes and the slowest hundredth of the readings are left out.
+        Distances of neighbours scatter by twice the variance s² of one tick. A reading of width w explains w²/12 of s²
+        at most, less where the driver looks at the counter in the middle of a call. What is left is the jitter if it is
+        more than twice its standard uncertainty s²·√(3/n) (3, as neighbouring distances share a tick); else all of the
+        scatter, with twice that uncertainty, is the jitter's upper limit.
         """
-        period = self.period_s
+        period = self.period_s or 0.0
         pairs = enumerate(pairwise(self.times_s))
-        near = [(b - a, i) for i, (a, b) in pairs if period and b - a < 1.5 * period and not self.ticks[i + 1].skipped]
+        near = [(b - a, i) for i, (a, b) in pairs if b - a < 1.5 * period and not self.ticks[i + 1].skipped]
         if len(near) < 20:
             return None
-        widths = sorted(self._width_s(i) for _, i in near)
-        widest = widths[int(0.99 * (len(widths) - 1))]
-        kept = [d for d, i in near if max(self._width_s(i), self._width_s(i + 1)) <= widest]
+        widest = SLOW_READING * median(self._width_s(i) for _, i in near)
+        kept = [(d, i) for d, i in near if max(self._width_s(i), self._width_s(i + 1)) <= widest]
         if len(kept) < 10:
             return None
-        return math.sqrt(max(0.0, variance(kept) / 2 - fmean(w * w for w in widths if w <= widest) / 12))
+        scatter2 = variance(d for d, _ in kept) / 2
+        left2 = scatter2 - fmean(self._width_s(i) ** 2 + self._width_s(i + 1) ** 2 for _, i in kept) / 24
+        twice_u2 = 2 * scatter2 * math.sqrt(3 / len(kept))
+        hidden = left2 <= twice_u2
+        return Jitter(math.sqrt(scatter2 + twice_u2 if hidden else left2), hidden)
 
     @cached_property
     def went_back(self) -> bool:

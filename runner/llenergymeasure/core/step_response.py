@@ -1,15 +1,29 @@
-"""What a known load tells of an energy counter: how far it lags behind, and whether its joules are power times time."""
+"""What a known load tells of an energy counter: how far it lags behind, and whether its joules are power times time.
 
-from bisect import bisect_right
+Only the ends of load tell the lag. At a start an H100 draws up to 1.7 times the later power for one to three ticks, as
+if the counter had seen the start tens of milliseconds early. Before an end the power is level.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from llenergymeasure.core.energy_series import EnergySeries
+from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, SLOW_READING, EnergySeries
 
-OUT_TICKS = 2  # from a step to the ticks around it, so that a step that is seen late lies between them, too
-LEVEL_TICKS = 3  # ticks that tell the power on each side of a step
+LEVEL_TICKS = 5  # tell the power on each side of an end
+LEVEL_SPREAD = 0.10  # powers that differ by more of their mean, beyond what reading explains, are not level
+SETTLED_S = 0.4  # from a start until the power is level
+FADING_S = 0.3  # from an end until the power is level: it falls by another tenth in that time (H100)
 LEAST_STEP = 0.3  # of the larger power: a smaller step tells no moment
+LEAST_ENDS = 6
+OUTLIER = 6.0  # robust standard deviations
+FINE_S = 0.008  # a reading that is no wider than an H100's usual ones always does
+SAME_S = 0.001  # ends nearer to their median than this are never outliers
+
+MAX_UNCERTAINTY_S = DEFAULT_JITTER_S
+"""A lag that is less certain than this is not given: single ticks scatter by as much about the documented lag."""
 
 
 @dataclass(frozen=True)
@@ -22,40 +36,72 @@ class Burst:
 
 @dataclass(frozen=True)
 class Lag:
-    """By how much a counter shows a change of load late, s, with its spread over the steps."""
+    """By how much a counter shows the end of a load late, s, with its standard uncertainty, from so many ends.
 
-    lag_s: float
-    spread_s: float
-    steps: int
-
-
-def lag(series: EnergySeries, bursts: Sequence[Burst]) -> Lag | None:
-    """The counter's lag, the median over all starts and ends of load; None where fewer than four can be told.
-
-    Between a tick before a step and one after it the energy is P₁·(s − t₁) + P₂·(t₂ − s), which gives the moment s at
-    which the counter saw the step.
+    `lag_s` is None with a `reason`; the uncertainty may be known even then.
     """
-    moments = [t for b in bursts for t in (b.start_s, b.end_s)]
-    late = [seen - t for t in moments if (seen := _seen_s(series, t)) is not None]
-    return Lag(median(late), stdev(late), len(late)) if len(late) >= 4 else None
+
+    lag_s: float | None
+    uncertainty_s: float | None
+    ends: int
+    reason: str | None = None
 
 
-def _seen_s(series: EnergySeries, step_s: float) -> float | None:
-    """When the counter saw a step of power."""
+def lag(series: EnergySeries, bursts: Sequence[Burst]) -> Lag:
+    """The counter's lag: the mean over the ends of load without outliers, or the reason why it cannot be told.
+
+    It is the delay by which the work's energy appears, as a shift of ticks needs it: what the GPU still draws while its
+    power falls is part of it. Bursts are in order of time.
+    """
+    starts = [*(b.start_s for b in bursts[1:]), math.inf]
+    seen = [(_seen_s(series, b, next_s), b.end_s) for b, next_s in zip(bursts, starts, strict=False)]
+    late = [s - end_s for s, end_s in seen if s is not None]
+    middle = median(late) if late else 0.0
+    far_s = max(OUTLIER * 1.4826 * median(abs(x - middle) for x in late), SAME_S) if late else 0.0
+    kept = [x for x in late if abs(x - middle) <= far_s]
+    if len(kept) < LEAST_ENDS:
+        return Lag(None, None, len(kept), f"{len(kept)} ends of load agree, {LEAST_ENDS} are needed")
+    # Student's t has the variance (n-1)/(n-3): the spread of few ends is uncertain itself
+    u_s = stdev(kept) * math.sqrt((len(kept) - 1) / (len(kept) - 3) / len(kept))
+    reason = _doubt(fmean(kept), u_s)
+    return Lag(None if reason else fmean(kept), u_s, len(kept), reason)
+
+
+def _doubt(lag_s: float, uncertainty_s: float) -> str | None:
+    """Why a lag is not to be trusted."""
+    if uncertainty_s > MAX_UNCERTAINTY_S:
+        return f"its standard uncertainty is {1e3 * uncertainty_s:.1f} ms, above {1e3 * MAX_UNCERTAINTY_S:.0f} ms"
+    if lag_s < -MAX_UNCERTAINTY_S:
+        return f"the ends of load were seen {-1e3 * lag_s:.1f} ms before they came"
+    return None
+
+
+def _seen_s(series: EnergySeries, burst: Burst, next_s: float) -> float | None:
+    """When the counter saw the end of a load; None if ticks or powers around it do not tell.
+
+    From the last tick t₁ before it to one t₂ after it the energy is P₁·(s - t₁) + P₂·(t₂ - s), which gives s.
+    """
     times, ticks = series.times_s, series.ticks
-    before = bisect_right(times, step_s) - OUT_TICKS
-    after = before + 2 * OUT_TICKS
-    if before < LEVEL_TICKS or after + LEVEL_TICKS >= len(ticks):
+    before, after = bisect_right(times, burst.end_s) - 1, bisect_left(times, burst.end_s + FADING_S)
+    first, last = before - LEVEL_TICKS, after + LEVEL_TICKS
+    if first < 0 or last >= len(ticks) or times[first] < burst.start_s + SETTLED_S or times[last] > next_s:
+        return None
+    widths_s = [t.after_s - t.before_s for t in ticks]
+    usual_s = median(widths_s)
+    widest_s = max(SLOW_READING * usual_s, FINE_S)
+    if max(widths_s[before], widths_s[after]) > widest_s:
         return None
 
     def power_w(a: int, b: int) -> float:
         return (ticks[b].joules - ticks[a].joules) / (times[b] - times[a])
 
-    first_w, last_w = power_w(before - LEVEL_TICKS, before), power_w(after, after + LEVEL_TICKS)
-    if abs(last_w - first_w) < LEAST_STEP * max(first_w, last_w):
+    load_w, idle_w = power_w(first, before), power_w(after, last)
+    powers_w = [power_w(k, k + 1) for k in range(first, before) if max(widths_s[k : k + 2]) <= widest_s]
+    allowed_w = load_w * (LEVEL_SPREAD + 2 * usual_s / (series.period_s or math.inf))
+    if not powers_w or max(powers_w) - min(powers_w) > allowed_w or load_w - idle_w < LEAST_STEP * load_w:
         return None
     energy = ticks[after].joules - ticks[before].joules
-    return (energy + first_w * times[before] - last_w * times[after]) / (first_w - last_w)
+    return (energy + load_w * times[before] - idle_w * times[after]) / (load_w - idle_w)
 
 
 def plateau_ratio(series: EnergySeries, bursts: Sequence[Burst]) -> float | None:

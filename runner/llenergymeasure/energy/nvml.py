@@ -77,10 +77,8 @@ class Source:
 
     def stop(self) -> EnergyRecord:
         """Wait for the ticks behind the last edge, stop the sampler, cut the windows out of the series."""
-        known = sensor_cache.known(d.uuid for d in self._devices)
         found = self._sampler.finish(
-            {u: t.jitter_s for u, t in known.items() if t.jitter_s is not None},
-            {u: t.lag_s for u, t in known.items() if t.lag_s is not None},
+            sensor_cache.known(d.uuid for d in self._devices),
             window=self._spans[MAIN_WINDOW][:2] if MAIN_WINDOW in self._spans else None,
         )
         windows = {

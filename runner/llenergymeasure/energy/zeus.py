@@ -133,10 +133,8 @@ class Source:
         """Give Zeus' windows, with what our series knows of the waiting around them, and our series."""
         if self._sampler is None:
             return EnergyRecord(windows=dict.fromkeys(self._measured, ()), host_energy_j=self._host_j)
-        known = sensor_cache.known(d.uuid for d in self._devices)
         found = self._sampler.finish(
-            {u: t.jitter_s for u, t in known.items() if t.jitter_s is not None},
-            {u: t.lag_s for u, t in known.items() if t.lag_s is not None},
+            sensor_cache.known(d.uuid for d in self._devices),
             window=(main.start_s, main.end_s) if (main := self._measured.get(MAIN_WINDOW)) else None,
         )
         windows = {
