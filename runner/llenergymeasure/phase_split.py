@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
+from statistics import fmean
 
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import (
@@ -25,6 +26,7 @@ from llenergymeasure.core.contracts import (
 from llenergymeasure.core.energy_series import total
 from llenergymeasure.core.phase_split import (
     CONTEXT_RATIO,
+    LAG_S,
     Board,
     Mix,
     PhaseSplit,
@@ -164,7 +166,20 @@ def judge(probes: Probes, window: Window, generations: Sequence[Generation], rec
         concurrency=len(generations[0].requests),
     )
     boards = [Board(d.gpu_uuid, record.series[d.gpu_uuid], _idle_w(d)) for d in devices if d.gpu_uuid in record.series]
-    return split(probes.segments, mix, boards)
+    lag_s, reason = _lag(record, devices)
+    found = split(probes.segments, mix, boards, lag_s=lag_s)
+    return found if found.lag_s is None else found.model_copy(update={"lag_reason": reason})
+
+
+def _lag(record: EnergyRecord, devices: Sequence[DeviceEnergy]) -> tuple[float, str | None]:
+    """Time by which ticks lag the load, s: the mean of the GPUs' self-tests; else the default and why it is used."""
+    found = []
+    for uuid in (d.gpu_uuid for d in devices):
+        facts = record.sensors.get(uuid)
+        if facts is None or facts.lag_s is None:
+            return LAG_S, f"{uuid}: {facts.lag_reason if facts else 'the source tells nothing of its counter'}"
+        found.append(facts.lag_s)
+    return (fmean(found), None) if found else (LAG_S, None)
 
 
 def _idle_w(device: DeviceEnergy) -> float | None:

@@ -1,6 +1,7 @@
 """The probes of a phase split: what is run, that it lies outside the window, what a counter makes of it, refusals."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +18,12 @@ from llenergymeasure.core.contracts import (
     Generation,
     ModelFacts,
     Request,
+    SensorFacts,
     Weights,
     Window,
 )
 from llenergymeasure.core.energy_series import EnergySeries, Tick
-from llenergymeasure.core.phase_split import PhaseSplit
+from llenergymeasure.core.phase_split import LAG_S, PhaseSplit
 from llenergymeasure.measure import Measured
 from llenergymeasure.phases import Phases, silent
 from llenergymeasure.report import single
@@ -85,15 +87,29 @@ class Watched:
                 parts.append((watts - IDLE_W) * max(0.0, min(b, end_s) - max(a, start_s)))
         return math.fsum(parts)
 
-    def record(self, *, power_before_w: float | None = IDLE_W, edges: Any = "quiet") -> EnergyRecord:
-        """Ticks every 100 ms that lag by 12 ms, and the window's true energy."""
+    def record(
+        self,
+        *,
+        power_before_w: float | None = IDLE_W,
+        edges: Any = "quiet",
+        lag_s: float = LAG_S,
+        told: tuple[float | None, str | None] | None = None,
+    ) -> EnergyRecord:
+        """Ticks every 100 ms that lag, the window's true energy, and what a self-test told of the lag (s, or why not)."""
         start_s, end_s = self.windows["window"]
         times = [490 + k / 10 for k in range(int(10 * (self.clock.now_s - 488)))]
-        ticks = tuple(Tick(t, t, self.joules(480, t - 0.012)) for t in times)
+        ticks = tuple(Tick(t, t, self.joules(480, t - lag_s)) for t in times)
         known = DeviceEnergy(
             UUID, self.joules(start_s, end_s), 1.0, edges=edges, power_before_w=power_before_w, power_after_w=IDLE_W
         )
-        return EnergyRecord({"window": (known,)}, series={UUID: EnergySeries(ticks)})
+        facts = (
+            SensorFacts(0.1, 0.001, 0.004, "default", told[0], 0.007, 0.004, len(ticks), 0.02, True, told[1])
+            if told
+            else None
+        )
+        return EnergyRecord(
+            {"window": (known,)}, series={UUID: EnergySeries(ticks)}, sensors={UUID: facts} if facts else {}
+        )
 
 
 SCRIPT = {"batch_size": 4, "batch_overhead_ms": 2.0, "prefill_ms_per_token": 0.1, "decode_ms_per_step": 20.0}
@@ -155,6 +171,42 @@ def test_the_scripts_powers_come_back(story: Callable[..., Story]) -> None:
     assert found.closure == pytest.approx(0.0, abs=0.01)
     assert (found.idle_power_w, found.concurrency, found.lag_s) == (IDLE_W, 4, 0.012)
     assert found.decode_context == pytest.approx(200 + 30 / 2)
+
+
+@pytest.mark.parametrize(
+    ("told", "lag_s", "reason"),
+    [
+        pytest.param((0.045, None), 0.045, None, id="self-test"),
+        pytest.param((None, "too uncertain"), LAG_S, f"{UUID}: too uncertain", id="self-test could not tell"),
+        pytest.param(None, LAG_S, f"{UUID}: the source tells nothing of its counter", id="another source"),
+    ],
+)
+def test_ticks_are_shifted_by_the_lag_that_a_self_test_found(
+    told: tuple[float | None, str | None] | None, lag_s: float, reason: str | None, story: Callable[..., Story]
+) -> None:
+    """A counter that is 45 ms late gives the script's powers where that is known; else 12 ms are assumed, with why."""
+    played = story()
+    record = played.watched.record(lag_s=0.045, told=told)
+    found = phase_split.judge(played.probes, played.window, played.main, record)
+    assert (found.lag_s, found.lag_reason) == (lag_s, reason)
+    if reason is None:
+        assert found.closure == pytest.approx(0.0, abs=0.01)
+        prefill_s = (2.0 + 0.1 * 4 * 200 + 20) / 1e3
+        assert found.energy_per_prefill_token_j == pytest.approx((PREFILL_W - IDLE_W) * prefill_s / (4 * 200), rel=0.01)
+
+
+def test_several_gpus_share_the_mean_of_their_lags_if_all_are_known() -> None:
+    """One GPU whose lag is unknown sends all of them back to the documented one."""
+
+    def record(*told: tuple[float | None, str | None]) -> tuple[EnergyRecord, list[DeviceEnergy]]:
+        facts = {
+            f"GPU-{i}": SensorFacts(0.1, 0.001, 0.004, "default", t[0], 0.007, 0.004, 100, 0.02, True, t[1])
+            for i, t in enumerate(told)
+        }
+        return EnergyRecord({}, sensors=facts), [DeviceEnergy(u, 1.0) for u in facts]
+
+    assert phase_split._lag(*record((0.010, None), (0.016, None))) == (pytest.approx(0.013), None)
+    assert phase_split._lag(*record((0.010, None), (None, "why"))) == (LAG_S, "GPU-1: why")
 
 
 def test_probes_are_prefill_decode_and_a_long_context(story: Callable[..., Story]) -> None:
@@ -263,7 +315,7 @@ def test_the_summary_shows_the_split_where_there_is_one(run: Callable[..., Measu
         decode_context=215.0,
     )
     told = single(result.model_copy(update={"phase_split": known}))
-    assert "J/prefilled token       0.0123  (above loaded idle)" in told
+    assert re.search(r"J/prefilled token +0\.0123  \(above loaded idle\)", told)
     assert "0.456  (likewise, at 4 in a batch and a context of 215 tokens)" in told
     assert "waiting 20 %, prefill 30 %, decode 50 %; predicts the window within 1.2 %" in told
     unknown = PhaseSplit(reason="phase_split_unidentified: why")

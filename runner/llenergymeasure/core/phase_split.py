@@ -83,7 +83,8 @@ class PhaseSplit(Record):
     `energy_per_decode_token_j` holds at this `concurrency` and `decode_context` only; the context raises it by
     `energy_per_decode_and_context_token_j` per token. Errors are relative standard errors of the fit. `closure` is the
     model's energy of the main window over what was measured there, less 1; the three shares are of the model's energy
-    and add up to 1. A request's first output token belongs to its prefill.
+    and add up to 1. A request's first output token belongs to its prefill. `lag_s` is the shift of the ticks, with
+    `lag_reason` where it is the documented one instead of what a self-test found.
     """
 
     energy_per_prefill_token_j: float | None = None
@@ -101,6 +102,7 @@ class PhaseSplit(Record):
     decode_context: float | None = None
     probe_ticks: int | None = None
     lag_s: float | None = None
+    lag_reason: str | None = None
     reason: str | None = None
 
 
@@ -126,7 +128,7 @@ def unidentified(why: str) -> PhaseSplit:
     return PhaseSplit(reason=f"phase_split_unidentified: {why}")
 
 
-def split(segments: Sequence[Segment], mix: Mix, boards: Sequence[Board], *, lag_s: float = LAG_S) -> PhaseSplit:
+def split(segments: Sequence[Segment], mix: Mix, boards: Sequence[Board], *, lag_s: float) -> PhaseSplit:
     """Give joules per prefilled and per decoded token, or the reason why they cannot be told.
 
     Args:
