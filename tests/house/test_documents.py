@@ -48,6 +48,14 @@ def test_the_security_page_names_values_of_the_chart() -> None:
     assert set(named) == set(re.findall(r"^  (allow\w+):", values, re.MULTILINE))
 
 
+def test_the_architecture_names_files_that_exist() -> None:
+    """A module that was renamed or removed leaves the page with it."""
+    named = re.findall(r"`([\w/*]+\.py)`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    folders = (ROOT / "runner" / "llenergymeasure", ROOT / "operator" / "llem_operator")
+    assert len(named) > 100
+    assert [name for name in named if not any(any(f.glob(name)) for f in folders)] == []
+
+
 def test_readme_names_the_two_commands_on_its_first_screen() -> None:
     """`make run` and `make test` stand within the first fifty lines."""
     first = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:50])
