@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llenergymeasure import __version__
+from llenergymeasure.gpu_settings import ask
 from llenergymeasure.nvml_sampling import nvml
 
 _PACKAGES = re.compile(
@@ -122,24 +124,19 @@ def _gpus() -> dict[str, Any]:
 
 
 def _gpu(lib: Any, index: int, handle: Any) -> dict[str, Any]:
-    def ask(name: str, *more: Any, convert: Callable[[Any], Any] = lambda v: v) -> Any:
-        try:
-            return convert(getattr(lib, name)(handle, *more))
-        except (lib.NVMLError, AttributeError):
-            return None
-
+    told = partial(ask, lib, handle)
     return {
         "index": index,
-        "name": ask("nvmlDeviceGetName"),
-        "uuid": ask("nvmlDeviceGetUUID"),
-        "memory_total_mb": ask("nvmlDeviceGetMemoryInfo", convert=lambda m: m.total // 2**20),
-        "compute_capability": ask("nvmlDeviceGetCudaComputeCapability", convert=lambda c: f"{c[0]}.{c[1]}"),
-        "power_limit_w": ask("nvmlDeviceGetEnforcedPowerLimit", convert=lambda p: p / 1e3),
-        "power_limit_default_w": ask("nvmlDeviceGetPowerManagementDefaultLimit", convert=lambda p: p / 1e3),
-        "sm_clock_max_mhz": ask("nvmlDeviceGetMaxClockInfo", lib.NVML_CLOCK_SM),
-        "mem_clock_max_mhz": ask("nvmlDeviceGetMaxClockInfo", lib.NVML_CLOCK_MEM),
-        "persistence_mode": ask("nvmlDeviceGetPersistenceMode", convert=bool),
-        "ecc_enabled": ask("nvmlDeviceGetEccMode", convert=lambda m: bool(m[0])),
-        "ecc_pending": ask("nvmlDeviceGetEccMode", convert=lambda m: bool(m[1])),
-        "mig_enabled": ask("nvmlDeviceGetMigMode", convert=lambda m: bool(m[0])),
+        "name": told("nvmlDeviceGetName"),
+        "uuid": told("nvmlDeviceGetUUID"),
+        "memory_total_mb": told("nvmlDeviceGetMemoryInfo", convert=lambda m: m.total // 2**20),
+        "compute_capability": told("nvmlDeviceGetCudaComputeCapability", convert=lambda c: f"{c[0]}.{c[1]}"),
+        "power_limit_w": told("nvmlDeviceGetEnforcedPowerLimit", convert=lambda p: p / 1e3),
+        "power_limit_default_w": told("nvmlDeviceGetPowerManagementDefaultLimit", convert=lambda p: p / 1e3),
+        "sm_clock_max_mhz": told("nvmlDeviceGetMaxClockInfo", "NVML_CLOCK_SM"),
+        "mem_clock_max_mhz": told("nvmlDeviceGetMaxClockInfo", "NVML_CLOCK_MEM"),
+        "persistence_mode": told("nvmlDeviceGetPersistenceMode", convert=bool),
+        "ecc_enabled": told("nvmlDeviceGetEccMode", convert=lambda m: bool(m[0])),
+        "ecc_pending": told("nvmlDeviceGetEccMode", convert=lambda m: bool(m[1])),
+        "mig_enabled": told("nvmlDeviceGetMigMode", convert=lambda m: bool(m[0])),
     }

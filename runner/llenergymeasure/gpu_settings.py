@@ -43,25 +43,24 @@ def read_settings(devices: Sequence[Device]) -> dict[str, GpuSettings]:
 
 
 def _settings(lib: Any, handle: Any, driver: str) -> GpuSettings:
-    limit_mw = _ask(lib, handle, "nvmlDeviceGetEnforcedPowerLimit")
-    persistence = _ask(lib, handle, "nvmlDeviceGetPersistenceMode")
-    ecc, mig = _ask(lib, handle, "nvmlDeviceGetEccMode"), _ask(lib, handle, "nvmlDeviceGetMigMode")
     return GpuSettings(
         driver=driver,
-        power_limit_w=None if limit_mw is None else limit_mw / 1e3,
-        graphics_clock_mhz=_ask(lib, handle, "nvmlDeviceGetApplicationsClock", "NVML_CLOCK_GRAPHICS"),
-        memory_clock_mhz=_ask(lib, handle, "nvmlDeviceGetApplicationsClock", "NVML_CLOCK_MEM"),
-        persistence=None if persistence is None else bool(persistence),
-        ecc=None if ecc is None else bool(ecc[0]),
-        mig=None if mig is None else bool(mig[0]),
+        power_limit_w=ask(lib, handle, "nvmlDeviceGetEnforcedPowerLimit", convert=lambda mw: mw / 1e3),
+        graphics_clock_mhz=ask(lib, handle, "nvmlDeviceGetApplicationsClock", "NVML_CLOCK_GRAPHICS"),
+        memory_clock_mhz=ask(lib, handle, "nvmlDeviceGetApplicationsClock", "NVML_CLOCK_MEM"),
+        persistence=ask(lib, handle, "nvmlDeviceGetPersistenceMode", convert=bool),
+        ecc=ask(lib, handle, "nvmlDeviceGetEccMode", convert=lambda m: bool(m[0])),
+        mig=ask(lib, handle, "nvmlDeviceGetMigMode", convert=lambda m: bool(m[0])),
     )
 
 
-def _ask(lib: Any, handle: Any, name: str, *constants: str) -> Any:
+def ask(lib: Any, handle: Any, name: str, *constants: str, convert: Callable[[Any], Any] = lambda v: v) -> Any:
+    """An answer of NVML's about one GPU, converted; None where the card, its driver or this NVML does not have it."""
     try:
-        return getattr(lib, name)(handle, *(getattr(lib, c) for c in constants))
-    except (lib.NVMLError, AttributeError):  # the card or this NVML does not have it
+        answer = getattr(lib, name)(handle, *(getattr(lib, c) for c in constants))
+    except (lib.NVMLError, AttributeError):
         return None
+    return convert(answer)
 
 
 @contextmanager
@@ -74,14 +73,8 @@ def thermometer(devices: Sequence[Device]) -> Iterator[Thermometer]:
         handles = {d.uuid: lib.nvmlDeviceGetHandleByUUID(d.uuid) for d in devices}
 
         def read() -> dict[str, float]:
-            found = {u: _ask_temperature(lib, h) for u, h in handles.items()}
+            name, kind = "nvmlDeviceGetTemperature", "NVML_TEMPERATURE_GPU"
+            found = {u: ask(lib, h, name, kind, convert=float) for u, h in handles.items()}
             return {u: t for u, t in found.items() if t is not None}
 
         yield read
-
-
-def _ask_temperature(lib: Any, handle: Any) -> float | None:
-    try:
-        return float(lib.nvmlDeviceGetTemperature(handle, lib.NVML_TEMPERATURE_GPU))
-    except lib.NVMLError:
-        return None

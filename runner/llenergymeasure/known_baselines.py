@@ -4,11 +4,10 @@ They are measured in a process of its own, by the same code as in a run: the stu
 That process ends with the study's, however that ends.
 """
 
-import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llenergymeasure import baseline, leash, preflight, run_baseline
@@ -95,16 +94,17 @@ def measure_apart(config: ExperimentConfig, variables: Mapping[str, str]) -> dic
     environment = {**os.environ, **variables, VARIABLE: config.model_dump_json(exclude_none=True)}
     command = [sys.executable, "-m", "llenergymeasure.known_baselines"]
     try:
-        with _leash() as held:
+        held, held_here = leash.pipe()
+        with held, held_here:
             done = subprocess.run(
                 command,
-                env={**environment, leash.VARIABLE: str(held)},
+                env={**environment, leash.VARIABLE: str(held.fileno())},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 timeout=LIMIT_S,
                 check=False,
-                pass_fds=(held,),
+                pass_fds=(held.fileno(),),
             )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise MeasurementError(f"the idle power could not be measured: {err}") from err
@@ -112,17 +112,6 @@ def measure_apart(config: ExperimentConfig, variables: Mapping[str, str]) -> dic
         said: list[Any] = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise MeasurementError(f"the idle power could not be measured: {said[-1]}")
     return baseline.handed_down({baseline.VARIABLE: done.stdout})
-
-
-@contextlib.contextmanager
-def _leash() -> Iterator[int]:
-    """The end of a pipe that a child watches; the other one is held here and nowhere else."""
-    reader, writer = os.pipe()
-    try:
-        yield reader
-    finally:
-        os.close(reader)
-        os.close(writer)
 
 
 def _main() -> None:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import FileIO
 
 from llenergymeasure import leash
 from llenergymeasure.core.config import ExperimentConfig
@@ -93,7 +92,7 @@ def _process(
     """A child that is listened to; afterwards nothing of it is left, workers that outlived it included."""
     process: subprocess.Popen[bytes] | None = None
     with contextlib.ExitStack() as ends:  # file objects: closing one twice is harmless, whenever Ctrl-C comes
-        reader, writer, held, _leash_end = (ends.enter_context(end) for end in (*_pipe(), *_pipe()))
+        reader, writer, held, _leash_end = (ends.enter_context(end) for end in (*leash.pipe(), *leash.pipe()))
         try:
             with _interrupt_held_back():
                 inherited = (held.fileno(), *keep_open)
@@ -106,12 +105,6 @@ def _process(
                 stop_group(process)
                 kill_marked(environment[MARK])
                 heard.join()
-
-
-def _pipe() -> tuple[FileIO, FileIO]:
-    """Both ends of a pipe, inherited by nobody who is not told so."""
-    reader, writer = os.pipe()
-    return FileIO(reader, "rb"), FileIO(writer, "wb")
 
 
 def _start(environment: Mapping[str, str], writer: int, inherited: Sequence[int]) -> subprocess.Popen[bytes]:

@@ -12,6 +12,7 @@ import os
 import signal
 import stat
 from collections.abc import MutableMapping
+from io import FileIO
 from typing import NoReturn
 
 from llenergymeasure.process_group import MARK, kill_marked
@@ -19,6 +20,12 @@ from llenergymeasure.process_group import MARK, kill_marked
 VARIABLE = "LLEM_LEASH_FD"
 _SEARCH_S = 0.5  # for workers that left the group
 _MAX_DESCRIPTOR = 65_536
+
+
+def pipe() -> tuple[FileIO, FileIO]:
+    """Both ends of a pipe, inherited by nobody who is not told so; a child's leash is the first, the second is held."""
+    reader, writer = os.pipe()
+    return FileIO(reader, "rb"), FileIO(writer, "wb")
 
 
 def tie_to_parent(environ: MutableMapping[str, str]) -> None:
