@@ -14,6 +14,7 @@ from llenergymeasure.wording import counted, merged, number, percent, plus_minus
 
 POWER = "mean_power_w"
 NAMED_AT_MOST = 3  # configurations in one sentence
+ALIKE_C = 5.0  # °C; an H100 drew 1.2 W more per °C (benchmarks/scatter.py), which is 1.5 % of 400 W
 
 
 @dataclass(frozen=True)
@@ -279,14 +280,34 @@ def _pairs_with(best: Ranked, comparison: QuantityComparison) -> dict[str, PairC
 
 
 def warnings(results: Sequence[ExperimentResult]) -> list[Finding]:
-    """Each warning once by its code, its figures as ranges."""
+    """Each warning once by its code, its figures as ranges; last, what only several runs together can tell."""
     found: dict[str, list[tuple[str, str]]] = {}
     for result in results:
         for text in result.measurement_warnings:
             code, _, rest = text.partition(":")
             what, _, fix = rest.strip().partition("; ")
             found.setdefault(code, []).append((what, fix))
-    return [_finding(code, said, len(results)) for code, said in found.items()]
+    return [_finding(code, said, len(results)) for code, said in found.items()] + _between_cycles(results)
+
+
+def _between_cycles(results: Sequence[ExperimentResult]) -> list[Finding]:
+    """Runs of one configuration on the same GPUs, so differently warm that its energy scatters for that alone."""
+    measured: dict[tuple[str, ...], list[float]] = {}
+    for r in results:
+        if r.verdict.state == "valid" and r.conditions.temperature_c is not None:
+            measured.setdefault((r.measurement_config_hash, *sorted(r.energy_per_device_j or ())), []).append(
+                r.conditions.temperature_c
+            )
+    apart = [t for t in measured.values() if max(t) - min(t) > ALIKE_C]
+    if not apart:
+        return []
+    widest = max(apart, key=lambda t: max(t) - min(t))
+    what = (
+        f"runs of one configuration were measured at {min(widest):.0f} to {max(widest):.0f} °C; "
+        "a warmer board draws more for the same work"
+    )
+    fix = "let the GPU settle longer (warmup.thermal_floor_seconds), or measure longer windows"
+    return [Finding("temperature_between_cycles", what, fix, sum(map(len, apart)), len(results), alike=True)]
 
 
 def verdict_reasons(results: Sequence[ExperimentResult]) -> dict[str, list[Finding]]:

@@ -212,6 +212,37 @@ def test_warnings_are_grouped_by_code_with_their_fix() -> None:
     assert (found.code, found.what, found.fix, found.extent) == ("hot", "90 to 95 C", "cool it", "3 of 4 runs")
 
 
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ([("a", "GPU-1", 47, "valid"), ("a", "GPU-1", 52.1, "valid")], "47 to 52 °C"),
+        ([("a", "GPU-1", 47, "valid"), ("a", "GPU-1", 52, "valid")], None),
+        ([("a", "GPU-1", 47, "valid"), ("a", "GPU-2", 60, "valid")], None),
+        ([("a", "GPU-1", 47, "valid"), ("b", "GPU-1", 60, "valid")], None),
+        ([("a", "GPU-1", 47, "valid"), ("a", "GPU-1", 60, "invalid")], None),
+        ([("a", "GPU-1", 47, "valid"), ("a", "GPU-1", None, "valid")], None),
+        ([], None),
+    ],
+)
+def test_cycles_at_other_temperatures_are_told(
+    runs: list[tuple[str, str, float | None, str]], said: str | None
+) -> None:
+    """More than 5 °C between believed runs of one configuration on one board; boards and configurations may differ."""
+    results = [
+        result(
+            measurement_config_hash=name,
+            energy_per_device_j={gpu: 1.0},
+            conditions={"temperature_c": warmth},
+            verdict={"state": state},
+        )
+        for name, gpu, warmth, state in runs
+    ]
+    found = warnings(results)
+    assert [(f.code, said is not None and said in f.what, f.extent) for f in found] == (
+        [("temperature_between_cycles", True, "2 of 2 runs")] if said else []
+    )
+
+
 def test_what_differs_in_more_than_figures_keeps_the_first_words_and_says_so() -> None:
     """Two GPUs are no range."""
     results = [result(measurement_warnings=[f"display: drawn on GPU-{name}"]) for name in ("a1", "b2")]
