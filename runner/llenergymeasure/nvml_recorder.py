@@ -35,7 +35,7 @@ FOLLOW = 0.3  # share of a tick's surprise by which the beat is moved
 SPARSE_S = 1.0  # distance of ticks inside a long window
 DENSE_TICKS_AFTER_OPENING = 12
 LATE_PERIODS, LATE_POLL_S = 2.5, 0.010  # a tick that is this late may never come: look less often
-SOME_S, ALL_S = 0.5, 1.0  # pace of temperature and memory; of processes, throttle counters and power samples
+ALL_S = 1.0  # pace of processes, throttle counters and power samples
 ORDERS_S = 0.2  # how often the main thread looks after its threads
 
 
@@ -100,7 +100,7 @@ class GpuRecorder:
         self._beat = Beat()
         self._wake, self._ended = threading.Event(), False
         self._sparse_after: int | None = None  # ticks until only one in a second is looked for
-        self._fast_s = self._some_s = self._all_s = time.monotonic()
+        self._fast_s = self._all_s = time.monotonic()
         self._fast_takes_s = 0.0
         self._old_s, self._value, self._known = 0.0, 0, False
 
@@ -176,11 +176,9 @@ class GpuRecorder:
         """Write what is due; the slow ones only where there is time for them."""
         now_s = time.monotonic()
         if now_s >= self._fast_s:
-            some = now_s >= self._some_s
-            write(self._out, "r", record_fields(self._sensors.reading(all_of_them=some)))
+            write(self._out, "r", record_fields(self._sensors.reading()))
             self._fast_takes_s = time.monotonic() - now_s
             self._fast_s = max(self._fast_s + self._interval_s, now_s)
-            self._some_s = max(self._some_s + SOME_S, now_s) if some else self._some_s
         if all_of_them and now_s >= self._all_s:
             write(self._out, "o", record_fields(self._sensors.occupants()))
             write(self._out, "h", record_fields(self._sensors.throttle()))

@@ -30,21 +30,12 @@ class Sensors:
         """The energy counter, mJ since the driver was loaded; raises NVMLError."""
         return int(self._lib.nvmlDeviceGetTotalEnergyConsumption(self._handle))
 
-    def reading(self, *, all_of_them: bool) -> Reading:
-        """Powers, SM clock and event reasons; with `all_of_them` temperature, memory, utilisation, memory clock too."""
+    def reading(self) -> Reading:
+        """Powers, clocks, temperature, memory, utilisation, event reasons: a call each, 0.13 ms for four on an H100."""
         lib = self._lib
         average_w, instant_w = (None if v is None else v / 1e3 for v in self._fields((POWER_AVERAGE, POWER_INSTANT)))
         power_mw = None if average_w is not None else self._ask("nvmlDeviceGetPowerUsage")
-        found: dict[str, Any] = {}
-        if all_of_them:
-            memory, utilisation = self._memory(), self._ask("nvmlDeviceGetUtilizationRates")
-            found = {
-                "temperature_c": self._ask("nvmlDeviceGetTemperature", lib.NVML_TEMPERATURE_GPU),
-                "memory_used_mb": None if memory is None else memory.used / MIB,
-                "memory_total_mb": None if memory is None else memory.total / MIB,
-                "sm_utilisation_pct": None if utilisation is None else utilisation.gpu,
-                "mem_clock_mhz": self._ask("nvmlDeviceGetClockInfo", lib.NVML_CLOCK_MEM),
-            }
+        memory, utilisation = self._memory(), self._ask("nvmlDeviceGetUtilizationRates")
         return Reading(
             t_s=time.monotonic(),
             gpu_uuid=self._device.uuid,
@@ -52,9 +43,13 @@ class Sensors:
             power_w=average_w if power_mw is None else power_mw / 1e3,
             power_average_w=average_w,
             power_instant_w=instant_w,
+            temperature_c=self._ask("nvmlDeviceGetTemperature", lib.NVML_TEMPERATURE_GPU),
+            memory_used_mb=None if memory is None else memory.used / MIB,
+            memory_total_mb=None if memory is None else memory.total / MIB,
+            sm_utilisation_pct=None if utilisation is None else utilisation.gpu,
             sm_clock_mhz=self._ask("nvmlDeviceGetClockInfo", lib.NVML_CLOCK_SM),
+            mem_clock_mhz=self._ask("nvmlDeviceGetClockInfo", lib.NVML_CLOCK_MEM),
             throttle_reasons=self._ask("nvmlDeviceGetCurrentClocksEventReasons"),
-            **found,
         )
 
     def throttle(self) -> ThrottleCounters:

@@ -31,7 +31,7 @@ def sensors(machine: Machine) -> Made:
 
 def test_powers_are_average_and_instant(sensors: Made) -> None:
     """Fields 185 and 186 apart: a step half a second ago is half in the one, wholly in the other; W."""
-    found = sensors(power=[(0.0, 100.0), (time.monotonic() - 0.5, 500.0)]).reading(all_of_them=False)
+    found = sensors(power=[(0.0, 100.0), (time.monotonic() - 0.5, 500.0)]).reading()
     assert found.power_average_w == pytest.approx(300, rel=0.1)
     assert found.power_instant_w == pytest.approx(500, rel=0.01)
     assert found.power_w == found.power_average_w
@@ -39,7 +39,7 @@ def test_powers_are_average_and_instant(sensors: Made) -> None:
 
 def test_without_the_average_field_power_is_the_usage_call(sensors: Made) -> None:
     """Cards without field 185 have nvmlDeviceGetPowerUsage."""
-    found = sensors(power=[(0.0, 123.0)], missing_fields=[185]).reading(all_of_them=False)
+    found = sensors(power=[(0.0, 123.0)], missing_fields=[185]).reading()
     assert (found.power_w, found.power_average_w, found.power_instant_w) == (123.0, None, 123.0)
 
 
@@ -80,7 +80,7 @@ def test_memory_leaves_out_the_drivers_reserve(sensors: Made) -> None:
     assert sensors(**with_reserve).occupants().memory_used_mb == 776
     old = sensors(**with_reserve, missing=["nvmlDeviceGetMemoryInfo_v2"])
     assert old.occupants().memory_used_mb == 776 + 480
-    assert old.reading(all_of_them=True).memory_used_mb == 776 + 480
+    assert old.reading().memory_used_mb == 776 + 480
 
 
 def test_occupants_are_all_who_use_the_gpu(sensors: Made) -> None:
@@ -141,17 +141,17 @@ def test_a_sensor_that_fails_once_is_none_once(sensors: Made) -> None:
     """An unknown error gives None for that reading and does not end the sensor."""
     begin_s = time.monotonic()
     found = sensors(failing=[("nvmlDeviceGetTemperature", begin_s, begin_s + 0.05)])
-    assert found.reading(all_of_them=True).temperature_c is None
+    assert found.reading().temperature_c is None
     time.sleep(max(0.0, begin_s + 0.06 - time.monotonic()))
-    assert found.reading(all_of_them=True).temperature_c == 55
+    assert found.reading().temperature_c == 55
 
 
 def test_what_is_not_supported_is_asked_once(machine: Machine, sensors: Made) -> None:
     """Calls cost time: a sensor that the card lacks is not asked again."""
     found = sensors(missing=["nvmlDeviceGetTemperature"])
-    assert found.reading(all_of_them=True).temperature_c is None
+    assert found.reading().temperature_c is None
     machine.play(Gpu(uuid=A))
-    assert found.reading(all_of_them=True).temperature_c is None
+    assert found.reading().temperature_c is None
 
 
 def test_a_library_without_a_call_has_no_such_sensor(sensors: Made, monkeypatch: pytest.MonkeyPatch) -> None:
