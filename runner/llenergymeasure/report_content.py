@@ -118,12 +118,17 @@ def banners(told: Sequence[Told]) -> list[Banner]:
     for state, title in (("invalid", "Invalid energy."), ("estimated", "Estimated energy.")):
         some = sum(r.verdict.state == state for r in results)
         if some:
-            why = " ".join(f.what for f in verdict_reasons(results)[state])
+            why = " ".join(_reason(f, some) for f in verdict_reasons(results)[state])
             found.append(Banner(title, f"{_share(some, results)}: {why}"))
     if random:
         text = f"{_share(random, results)}: speed and energy hold, the text that came out means nothing."
         found.append(Banner("Random weights.", text))
     return found
+
+
+def _reason(found: Finding, of_runs: int) -> str:
+    """Its sentence, and in how many runs if that is not all of those that the banner speaks of."""
+    return found.what if found.runs == of_runs else f"{found.what} ({found.extent})"
 
 
 def _share(count: int, results: Sequence[ExperimentResult]) -> str:

@@ -117,6 +117,23 @@ def test_what_disqualifies_the_numbers_stands_before_them(fields: dict[str, Any]
     assert text.index('class="alert"') < text.index('class="headline"')
 
 
+def test_a_reason_that_not_all_runs_have_says_so(tmp_path: Path) -> None:
+    """Two of two were too short, one was hot: ranges and counts in the banner and under the missing joules."""
+
+    def change(position: int, cycle: int) -> dict[str, Any]:
+        short = {"code": "short", "sentence": f"It lasted {cycle} s.", "fix": "Longer."}
+        hot = {"code": "hot", "sentence": "Too hot.", "fix": "Cool."}
+        verdict = {"state": "invalid", "reasons": [short, hot] if cycle == 1 else [short]}
+        return {**no_energy(position, cycle), "verdict": verdict}
+
+    page = page_of(read(written(tmp_path / "s", study_config(1, 2), change=change)))
+    (banner,) = page.all("div", "alert")
+    assert banner.text == "Invalid energy. All 2 runs: It lasted 1 to 2 s. Too hot. (1 of 2 runs)"
+    (headline,) = page.all("section", "headline")
+    assert "It lasted 1 to 2 s. Longer." in headline.text
+    assert "Too hot. (1 of 2 runs) Cool." in headline.text
+
+
 def test_valid_measurement_has_no_banner(usual: Rebuilt) -> None:
     """Nothing to warn of, nothing said."""
     assert page_of(usual).all("div", "alert") == []
