@@ -40,7 +40,7 @@ COUNTS_AND_SHARES = {
     "uncertainty.tokens", "uncertainty.work", "uncertainty.between_runs_degrees_of_freedom", "uncertainty.baseline",
     "uncertainty.gain_limit", "uncertainty.standard", "uncertainty.degrees_of_freedom",
     "uncertainty.adjusted_comparison", "uncertainty.adjusted_absolute", "cross_check.allowance", "cross_check.excess",
-    "conditions.throttled_share", "conditions.power_cap_share", "conditions.clock_drift", "conditions.power_drift",
+    "conditions.throttled_share", "conditions.power_cap_share", "conditions.clock_drift", "conditions.power_drift", "conditions.pace_drift",
     "conditions.interior_gap_ticks", "conditions.peak_above_limit", "occupancy.looks", "settle.power_drift",
     "work.concurrency", "work.mean_running", "work.preemptions", "work.imbalance",
 } | {

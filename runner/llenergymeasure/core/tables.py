@@ -41,6 +41,7 @@ UNITS = {
     "_flops": "FLOP",
     "flops.value": "FLOP",
     "_pct": "%",
+    "_mhz": "MHz",
     "_mb": "MB",
     "_gb": "GB",
     "_ms": "ms",
