@@ -313,7 +313,7 @@ def _difference(begin: _Edge, finish: _Edge, wanted: Edges) -> Joules:
     if energy <= 0:
         return Joules(None, reason="counter_constant: the energy counter did not move in the window")
     if u > MAX_RELATIVE_UNCERTAINTY * energy:
-        return Joules(None, reason=f"window too short for the counter: edge uncertainty {100 * u / energy:.1f} % > 2 %")
+        return Joules(None, reason=f"window_too_short: the edges' uncertainty is {100 * u / energy:.1f} %, above 2 %")
     powers = (begin.quiet_power_w, finish.quiet_power_w)
     used: EdgesUsed = "interpolated" if wanted == "quiet" and None in powers else wanted
     return Joules(energy, u, None, used, *powers)

@@ -18,6 +18,7 @@ from llenergymeasure.core.occupancy import Occupancy
 State = Literal["valid", "invalid", "estimated", "unmeasured"]
 
 MIN_WINDOW_S, SHORT_WINDOW_S = 5.0, 10.0
+LONGER = f"raise measurement.min_duration_seconds or n, to at least {SHORT_WINDOW_S:g} s"
 IMPRECISE, TOO_IMPRECISE = 0.02, 0.05  # U_cmp
 MAX_THROTTLED_SHARE = 0.05
 MAX_ABOVE_LIMIT = 1.3  # power between two ticks over the enforced limit
@@ -92,7 +93,7 @@ def _percent(fraction: float, digits: int = 1) -> str:
 def _window(e: Evidence) -> Finding | None:
     if e.window_s >= SHORT_WINDOW_S or e.energy_j is None:
         return None
-    fix = f"raise measurement.min_duration_seconds or n, to at least {SHORT_WINDOW_S:g} s"
+    fix = LONGER
     if e.window_s < MIN_WINDOW_S:
         sentence = f"The window lasted {e.window_s:.2f} s; below {MIN_WINDOW_S:g} s the edges dominate"
         return Finding(True, "window_too_short", sentence, fix)
@@ -134,7 +135,7 @@ def _interior_gap(e: Evidence) -> Finding | None:
     ticks = e.conditions.interior_gap_ticks
     if ticks is None or ticks <= MAX_GAP_TICKS:
         return None
-    sentence = f"{ticks} ticks of the counter in a row were missed inside the window; its total loses nothing"
+    sentence = f"{ticks} ticks of the counter in a row were missed inside the window (its total loses nothing)"
     return Finding(False, "interior_gap", sentence, "free a core for the sampler")
 
 
@@ -143,7 +144,7 @@ def _cross_check(e: Evidence) -> Finding | None:
     if check is None or check.ratio is None or (check.excess or 0.0) <= DISAGREES:
         return None
     sentence = f"By another reading ({check.source}) the energy is {check.ratio:.3f} times that of the counter"
-    fix = "run again with a longer window; if it stays, distrust this sensor and file the raw samples"
+    fix = "run again with a longer window, and if it stays, distrust this sensor and file the raw samples"
     return Finding((check.excess or 0.0) > CONTRADICTS, "cross_check", sentence, fix)
 
 
@@ -216,7 +217,7 @@ def _persistence(e: Evidence) -> Finding | None:
 def _ecc(e: Evidence) -> Finding | None:
     if not e.conditions.ecc_pending:
         return None
-    sentence = "ECC was switched and waits for a restart of the GPU; later runs will not be comparable with this one"
+    sentence = "ECC was switched and waits for a restart of the GPU: later runs will not be comparable with this one"
     return Finding(False, "ecc_changed", sentence, "restart the GPU, or switch ECC back")
 
 
@@ -277,6 +278,7 @@ RULES: tuple[Rule, ...] = (
 
 NO_JOULES = {
     "counter_reset": "the driver was reloaded or the GPU was reset; run again",
+    "window_too_short": LONGER,
     "sample_gap": "the machine was too busy to read the sensor; free a core and run again",
 }
 """Codes of reasons for missing joules that make a measurement invalid; without any of them there was none."""
