@@ -11,8 +11,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import pairwise
@@ -174,18 +175,25 @@ def the_engine() -> Loaded:
 
 
 @contextmanager
-def smi_polling(field: str) -> Iterator[list[float]]:
-    """nvidia-smi once a second, as many scripts do it; the list holds its watts at the end."""
-    watts: list[float] = []
+def smi_polling(field: str) -> Iterator[list[tuple[float, float]]]:
+    """nvidia-smi once a second, as many scripts do it; the list holds instants and watts as they come."""
+    readings: list[tuple[float, float]] = []
     uuid = visible_devices()[0].uuid
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", "-l", "1", "-i", uuid]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdout is not None
+        lines = process.stdout
+
+        def read() -> None:
+            readings.extend((time.monotonic(), float(x)) for x in lines if x.strip().replace(".", "").isdigit())
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
         try:
-            yield watts
+            yield readings
         finally:
             process.terminate()
-            assert process.stdout is not None
-            watts += [float(x) for x in process.stdout.read().split() if x.replace(".", "").isdigit()]
+            reader.join()
 
 
 def tools(_out: Path) -> dict[str, Any]:
@@ -237,18 +245,18 @@ def one_window(work: Callable[[], int]) -> dict[str, Any]:
         "edges": energy.edges,
         "zeus_j": zeus_j,
         "codecarbon_j": carbon_j,
-        "nvidia_smi_1s_j": mean(average_w) * span_s,
-        "nvidia_smi_instant_1s_j": mean(instant_w) * span_s,
+        "nvidia_smi_1s_j": mean(average_w, start_s, end_s) * span_s,
+        "nvidia_smi_instant_1s_j": mean(instant_w, start_s, end_s) * span_s,
         "average_field_j": integral([(r.t_s, r.power_average_w) for r in record.readings], start_s, end_s),
         "instant_field_j": integral([(r.t_s, r.power_instant_w) for r in record.readings], start_s, end_s),
         "sample_buffer_j": integral([(s.t_s, s.power_w) for s in record.samples[devices[0].uuid]], start_s, end_s),
     }
 
 
-def mean(values: list[float]) -> float:
-    """Mean without the first and last value, which lie outside the work."""
-    inner = values[1:-1] or values
-    return sum(inner) / len(inner) if inner else float("nan")
+def mean(readings: Sequence[tuple[float, float]], start_s: float, end_s: float) -> float:
+    """Mean of the readings that came inside the work; NaN without any."""
+    inside = [watts for t, watts in readings if start_s <= t <= end_s]
+    return fmean(inside) if inside else float("nan")
 
 
 def integral(points: list[tuple[float, float | None]], start_s: float, end_s: float) -> float | None:
