@@ -203,7 +203,7 @@ def no_claim(figures: Mapping[int, Mapping[int, float]], order: str) -> str | No
     """Why no configurations can be compared, as `code: sentence`; None if they can."""
     rows = [row for row in figures.values() if row]
     if not rows:
-        return "no_valid_cycle: no run has a figure that may be believed"
+        return "no_valid_cycle: no run was judged valid"
     if any(v <= 0 for row in rows for v in row.values()):
         return "not_positive: a figure is zero or negative, so there are no ratios"
     if len(rows) == 1:
@@ -319,7 +319,7 @@ class _Quantity:
     def _why(self, position: int, fit: TwoWayFit) -> str:
         n = len(fit.values.get(position, {}))
         if n == 0:
-            return "no_valid_cycle: no run has a figure that may be believed"
+            return "no_valid_cycle: no run was judged valid"
         if n == 1:
             return "one_cycle: one valid cycle says nothing about repeatability"
         return "one_cycle: fewer than two valid cycles in common with what it would be compared with"
