@@ -16,8 +16,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import gpu_model as bench
 
@@ -58,6 +60,23 @@ def gpus() -> list[str]:
     return done.stdout.split()
 
 
+def limited(command: list[str], env: dict[str, str], log: IO[str], limit_s: float) -> int:
+    """Run a script, end it in order at its limit, and leave nothing of it at the GPU; gives its exit code."""
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            return process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        return -signal.SIGKILL
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def work(lane: list[Part], gpu: str, out: Path, end_s: float, whole_s: float) -> None:
     """Do one lane on one GPU."""
     env = bench.environment(CUDA_VISIBLE_DEVICES=gpu)
@@ -68,21 +87,11 @@ def work(lane: list[Part], gpu: str, out: Path, end_s: float, whole_s: float) ->
         command = [sys.executable, str(HERE / part.script), str(out), *part.arguments]
         log = out / f"{part.script.removesuffix('.py')}_{part.arguments[0]}_{gpu[-4:]}.log"
         began_s = time.monotonic()
-        with (
-            log.open("w") as file,
-            subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT) as process,
-        ):
-            try:
-                process.wait(limit_s)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGTERM)
-                try:
-                    process.wait(GRACE_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+        with log.open("w") as file:
+            code = limited(command, env, file, limit_s)
         part.seconds = time.monotonic() - began_s
         print(
-            f"{gpu[-4:]} {part.script} {' '.join(part.arguments)}: exit {process.returncode}, {part.seconds:.0f} s",
+            f"{gpu[-4:]} {part.script} {' '.join(part.arguments)}: exit {code}, {part.seconds:.0f} s",
             flush=True,
         )
 

@@ -1,6 +1,7 @@
 """What a GPU went through in the window: slow-downs by counter and by bit, drifts of thirds, jumps and gaps."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,7 +142,7 @@ def test_drift_inside_a_batch_is_none_of_the_window() -> None:
 
 
 def test_pace_is_compared_where_batches_begin() -> None:
-    """Three batches of 8 s, then three of 10 s, one token each: the last two are slower by a fifth than the first two."""
+    """Three batches of 8 s, then three of 10 s, one token each: two thirds of equal work, the last slower by a fifth."""
     starts = [100.0 + 8 * i for i in range(3)] + [124.0 + 10 * i for i in range(3)]
     work = batches(*starts, kinds=range(6))
     window = Window("window", 100.0, 154.0)
@@ -154,6 +155,9 @@ def test_pace_is_compared_where_batches_begin() -> None:
     assert pace_drift(ends, thirds) == pytest.approx(8 / 10 - 1)
     assert pace_drift([], thirds) is None
     assert pace_drift(ends, None) is None
+    for tokens in ({"requests": (Request(5, (1, 1), 1),)}, {"output_token_ids": ((1, 1),)}):
+        longer = [*ends[:-1], replace(ends[-1], **tokens)]
+        assert pace_drift(longer, thirds) is None, "a third with more work per batch is no slower for that"
 
 
 def test_drifts_by_hand() -> None:

@@ -130,12 +130,23 @@ def test_condition_below_its_limit_is_a_warning(evidence: Evidence, codes: list[
     assert all(w.count("; ") == 1 for w in found)
 
 
-@pytest.mark.parametrize(
-    ("pace", "blames_the_host"), [(0.06, True), (0.02, True), (0.019, False), (-0.06, False), (None, False)]
-)
-def test_power_that_follows_the_pace_blames_the_host(pace: float | None, blames_the_host: bool) -> None:
-    """Power up by 3.8 % while the work got faster is no matter of temperature: settling longer would not help."""
-    (text,) = warnings(went(power_drift=0.038, pace_drift=pace))
+PACES = [
+    ("pace-with-power", {"pace_drift": 0.06, "clock_drift": 0.0}, True),
+    ("half-of-power-is-not-enough", {"pace_drift": 0.019, "clock_drift": 0.0}, False),
+    ("pace-against-power", {"pace_drift": -0.06, "clock_drift": 0.0}, False),
+    ("pace-unknown", {"pace_drift": None, "clock_drift": 0.0}, False),
+    ("clocks-did-it", {"pace_drift": 0.06, "clock_drift": 0.06}, False),
+    ("clocks-unknown", {"pace_drift": 0.06, "clock_drift": None}, False),
+    ("throttled", {"pace_drift": 0.06, "clock_drift": 0.0, "throttled_share": 0.02}, False),
+]
+
+
+@pytest.mark.parametrize(("fields", "blames_the_host"), [r[1:] for r in PACES], ids=[r[0] for r in PACES])
+def test_power_that_follows_the_pace_at_constant_clocks_blames_the_host(
+    fields: dict[str, float | None], blames_the_host: bool
+) -> None:
+    """Then settling longer would not help; where the clocks moved, too, the GPU is to blame."""
+    (text,) = [w for w in warnings(went(power_drift=0.038, **fields)) if w.startswith("power_drift")]
     assert ("processor" in text) is blames_the_host
     assert ("settle longer" in text) is not blames_the_host
 

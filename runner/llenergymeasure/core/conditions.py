@@ -22,6 +22,9 @@ THROTTLING = HW_SLOWDOWN | SW_THERMAL | HW_THERMAL | POWER_BRAKE  # a power cap 
 LEAST_READINGS = 3
 """Readings in a third of the window below which its mean says nothing."""
 
+EQUAL_WORK = 0.005
+"""How far tokens per batch of two thirds may be apart for their pace to be compared; a drift of power warns at 2 %."""
+
 Span = tuple[float, float]
 
 
@@ -29,7 +32,7 @@ class Conditions(Record):
     """What the worst GPU of a window went through; shares are of the window's time, drifts of the first third's mean.
 
     Drifts compare the last third of the window with the first one, both cut where the work begins anew; `pace_drift` is
-    that of the output tokens per second, which takes power along when the host sets the pace. `temperature_c`
+    that of batches per second, of equal work only: it takes power along when the host sets the pace. `temperature_c`
     and `sm_clock_mhz` are means over the window, of the hottest and of the slowest GPU: a warmer board draws more for
     the same work (benchmarks/scatter.py). Null: no sensor told, or the window held too little work for thirds that can
     be compared.
@@ -226,11 +229,22 @@ def _drifts(
 
 
 def pace_drift(generations: Sequence[Generation], thirds: tuple[Span, Span] | None) -> float | None:
-    """Change of the output tokens per second between thirds; None for work whose batches are not known."""
+    """Change of the output tokens per second between thirds.
+
+    None for work whose batches are not known, and where the thirds hold batches of other lengths: then tokens per
+    second say what was asked for, not how fast it was done.
+    """
     if thirds is None:
         return None
-    first, last = (sum(g.output_tokens for g in generations if a <= g.start_s < b) / (b - a) for a, b in thirds)
-    return last / first - 1 if first > 0 and last > 0 else None
+    first, last = ([g for g in generations if a <= g.start_s < b] for a, b in thirds)
+    if not first or not last:
+        return None
+    for tokens in (lambda g: g.input_tokens, lambda g: g.output_tokens):
+        ours, theirs = fmean(map(tokens, first)), fmean(map(tokens, last))
+        if abs(theirs - ours) > EQUAL_WORK * ours:
+            return None
+    spent_s = [(b - a) / len(batches) for (a, b), batches in zip(thirds, (first, last), strict=True)]
+    return spent_s[0] / spent_s[1] - 1
 
 
 def _change(

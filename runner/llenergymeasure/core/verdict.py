@@ -23,6 +23,7 @@ IMPRECISE, TOO_IMPRECISE = 0.02, 0.05  # U_cmp
 MAX_THROTTLED_SHARE = 0.05
 MAX_ABOVE_LIMIT = 1.3  # power between two ticks over the enforced limit
 MAX_GAP_TICKS = 3
+SLOWED = 0.001  # share of throttled time from which the GPU, not its host, may have changed the pace
 MAX_CLOCK_DRIFT = 0.03
 POWER_DRIFT, TOO_MUCH_POWER_DRIFT = 0.02, 0.05
 MAX_TEMPERATURE_CHANGE_C = 10.0
@@ -186,15 +187,22 @@ def _clock_drift(e: Evidence) -> Finding | None:
     return Finding(False, "clock_drift", sentence, "let the GPU settle longer (warmup.thermal_floor_seconds)")
 
 
+def _host_changed_pace(c: Conditions, power_drift: float) -> bool:
+    """Whether the pace took the power along while the GPU's clocks held: then the host is what changed."""
+    pace, clocks = c.pace_drift, c.clock_drift
+    if pace is None or clocks is None or (c.throttled_share or 0.0) > SLOWED:
+        return False
+    return pace * power_drift > 0 and abs(pace) > abs(power_drift) / 2 and abs(clocks) < abs(pace) / 4
+
+
 def _power_drift(e: Evidence) -> Finding | None:
     drift = e.conditions.power_drift
     if drift is None or abs(drift) <= POWER_DRIFT:
         return None
     sentence = f"Power in the window's last third was {100 * drift:+.1f} % off that in the first"
     fix = "let the GPU settle longer (warmup.thermal_floor_seconds), or measure a longer window"
-    pace = e.conditions.pace_drift
-    if pace is not None and pace * drift > 0 and abs(pace) > abs(drift) / 2:
-        sentence += f", and tokens/s {100 * pace:+.1f} %: the pace of the work changed"
+    if _host_changed_pace(e.conditions, drift):
+        sentence += f", its batches per second {100 * (e.conditions.pace_drift or 0):+.1f} % while the clocks held"
         fix = "keep the host's processor free for this run, or measure a longer window"
     return Finding(abs(drift) > TOO_MUCH_POWER_DRIFT, "power_drift", sentence, fix)
 
