@@ -31,7 +31,7 @@ from llenergymeasure.core.errors import StudyError
 from llenergymeasure.core.plan import describe_all, make_plan
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.result import ExperimentResult
-from llenergymeasure.core.study_statistics import believed, board_shares, figures
+from llenergymeasure.core.study_statistics import believed, board_shares, different_things, figures
 from llenergymeasure.object_store import Access, open_place
 from llenergymeasure.stored_study import Rebuilt, rebuild
 from llenergymeasure.study_summary import by_position
@@ -163,12 +163,7 @@ def compare(a: Side, b: Side) -> Comparison:
             b_hash=b.configurations[j].config_hash,
             a_summary=a.configurations[i].summary,
             b_summary=b.configurations[j].summary,
-            differences=[
-                _in_study(a, i, j, name, claims)
-                if same_study
-                else _between(a.configurations[i], b.configurations[j], name, claims)
-                for name in LOWER_IS_BETTER
-            ],
+            differences=[_difference(a, i, b, j, name, claims, same_study=same_study) for name in LOWER_IS_BETTER],
         )
         for i, j in pairs
     ]
@@ -233,6 +228,16 @@ def _best(side: Side, apart_from: Sequence[int] = ()) -> int:
         if means:
             return min(means, key=lambda i: sign * means[i])
     raise StudyError(f"{side.name}: no run may be believed, so there is nothing to compare; llem report says why")
+
+
+def _difference(a: Side, i: int, b: Side, j: int, name: str, claims: int, *, same_study: bool) -> Difference:
+    """One quantity of the j-th configuration of B against the i-th of A."""
+    one, other = a.configurations[i], b.configurations[j]
+    unlike = different_things(name, (one.runs, other.runs))
+    if unlike is not None:
+        runs = [len(figures(c.runs, name)) for c in (one, other)]
+        return Difference(quantity=name, a_runs=runs[0], b_runs=runs[1], reason=unlike)
+    return _in_study(a, i, j, name, claims) if same_study else _between(one, other, name, claims)
 
 
 def _in_study(side: Side, a: int, b: int, name: str, claims: int) -> Difference:

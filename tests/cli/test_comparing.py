@@ -16,6 +16,7 @@ from cli.process import Ended, llem, start, write
 from llenergymeasure import ExperimentResult
 from llenergymeasure.comparing import Comparison, Configuration, Difference, Side, compare
 from llenergymeasure.comparison_text import answer, comparison_json, comparison_text
+from llenergymeasure.core.comparison import LATENCY
 from llenergymeasure.core.errors import StudyError
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -238,6 +239,32 @@ def test_energy_that_is_missing_leaves_the_speed() -> None:
 
     assert answer(found).startswith("No claim about joules per output token: A has none. B makes 30")
     assert [d.better for d in found.pairs[0].differences] == [None, "b", None]
+
+
+def latency(mode: str, p50_ms: float = 400.0) -> dict[str, Any]:
+    """Latencies that are all alike."""
+    names = ("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "max_ms")
+    return {"latency": {"mode": mode, "samples": 9, **dict.fromkeys(names, p50_ms)}}
+
+
+@pytest.mark.parametrize("set_beside", [inside, between], ids=["of one study", "of two"])
+@pytest.mark.parametrize("cycles", [1, 5])
+def test_latencies_of_a_batch_and_of_a_request_have_no_ratio(
+    set_beside: Callable[[Configuration, Configuration], Comparison], cycles: int
+) -> None:
+    """A batch's time against a request's says nothing; that is told instead, and no figure stands beside another."""
+    batches = configuration("aa", A5[:cycles], **latency("per_request_batch"))
+    requests = configuration("bb", B5[:cycles], **latency("per_request", 1500.0))
+
+    found = set_beside(batches, requests)
+
+    d = found.pairs[0].differences[2]
+    assert (d.quantity, d.a_runs, d.b_runs) == (LATENCY, cycles, cycles)
+    assert (d.ratio, d.low, d.finding, d.better, d.a_mean, d.b_mean) == (None,) * 6
+    assert (d.reason or "").startswith("latency_of_different_things: ")
+    assert "no claim about latency (p50): it is not everywhere the time of the same thing" in comparison_text(found)
+    alike = set_beside(requests, configuration("cc", A5[:cycles], **latency("per_request")))
+    assert alike.pairs[0].differences[2].ratio == pytest.approx(400 / 1500)
 
 
 @pytest.mark.parametrize(

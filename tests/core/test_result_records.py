@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from llenergymeasure.core.comparison import LATENCY, SPEED, QuantityComparison
 from llenergymeasure.core.result import (
     ExperimentResult,
     StudyResult,
     latency_statistics,
     scalars,
 )
-from llenergymeasure.core.study_statistics import over_cycles
+from llenergymeasure.core.study_statistics import comparisons_of, over_cycles
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 REQUIRED: dict[str, Any] = {
@@ -212,3 +213,50 @@ def test_parquet_row_reads_back(tmp_path: Path) -> None:
     full.to_parquet(tmp_path / "r.parquet")
     (row,) = pq.read_table(tmp_path / "r.parquet").to_pylist()
     assert row == scalars(full)
+
+
+def _latency(mode: str, p50_ms: float = 100.0) -> dict[str, Any]:
+    names = ("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "max_ms")
+    return {"mode": mode, "samples": 9, **dict.fromkeys(names, p50_ms)}
+
+
+@pytest.mark.parametrize(
+    ("window_mode", "stored", "read"),
+    [
+        ("saturated", "per_request_batch", "per_request"),
+        ("saturated", "per_request", "per_request"),
+        ("passes", "per_request_batch", "per_request_batch"),
+        (None, "per_request_batch", "per_request_batch"),
+    ],
+)
+def test_stored_latencies_of_saturated_windows_are_of_requests(window_mode: str | None, stored: str, read: str) -> None:
+    """They were stored as those of batches before there was a word for them; nothing else changes."""
+    fields = {**REQUIRED, "window_mode": window_mode, "latency": _latency(stored)}
+    text = json.dumps(fields, default=str)
+    found = ExperimentResult.from_json(text)
+    assert found.latency is not None
+    assert (found.latency.mode, found.latency.p50_ms) == (read, 100.0)
+    assert json.loads(found.to_json())["latency"]["mode"] == read
+
+
+def test_a_study_compares_latencies_of_the_same_thing_only() -> None:
+    """Batches against requests: a reason and no ratio, while speeds are compared; requests against requests have one."""
+
+    def cycles(mode: str, p50_ms: float) -> dict[int, ExperimentResult]:
+        more = {"window_mode": "passes", "tokens_per_second": p50_ms}
+        return {c: result(latency=_latency(mode, p50_ms * 1.01**c), **more) for c in (1, 2, 3)}
+
+    def compared(*groups: dict[int, ExperimentResult]) -> dict[str, QuantityComparison]:
+        names = [f"c{i}" for i in range(len(groups))]
+        return {c.quantity: c for c in comparisons_of(dict(enumerate(groups)), names, names, "shuffled")}
+
+    batches, requests = cycles("per_request_batch", 100.0), cycles("per_request", 300.0)
+    found = compared(batches, requests)[LATENCY]
+    assert found.reason == (
+        "latency_of_different_things: it is not everywhere the time of the same thing, but of a batch of requests, "
+        "of a request among others"
+    )
+    assert (found.against_best, found.against_first, found.best_hash) == ([], [], None)
+    assert compared(batches, requests)[SPEED].reason is None
+    (pair,) = compared(cycles("per_request", 100.0), requests)[LATENCY].against_first
+    assert pair.ratio == pytest.approx(3.0)

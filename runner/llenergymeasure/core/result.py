@@ -252,6 +252,16 @@ class ExperimentResult(Record):
     synthetic: bool = False
     random_weights: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _saturated_latencies_are_of_requests(cls, stored: Any) -> Any:
+        """Saturated windows always timed requests; before there was a word for that they were stored as batches."""
+        if isinstance(stored, dict) and stored.get("window_mode") == "saturated":
+            latency = stored.get("latency")
+            if isinstance(latency, dict) and latency.get("mode") == "per_request_batch":
+                return {**stored, "latency": {**latency, "mode": "per_request"}}
+        return stored
+
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         if problem := sum_problem(self.energy_per_device_j, self.energy_total_j):

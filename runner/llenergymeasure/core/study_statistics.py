@@ -6,6 +6,7 @@ from statistics import fmean
 from llenergymeasure.core.comparison import (
     ADJUSTED,
     ENERGY,
+    LATENCY,
     LOWER_IS_BETTER,
     QuantityComparison,
     Shares,
@@ -28,6 +29,14 @@ STATISTICS_OVER = (
 
 COMPARED = {**LOWER_IS_BETTER, ADJUSTED: True}
 """The quantities that a study compares, and in which direction."""
+
+TIMED = {
+    "true_streaming": "a streamed request",
+    "per_request_batch": "a batch of requests",
+    "per_request": "a request among others",
+    "proportional_estimate": "a request's estimated share of a batch",
+}
+"""What one latency is the time of, by its mode."""
 
 Cycles = Mapping[int, ExperimentResult]
 """Results of one configuration by cycle."""
@@ -102,8 +111,9 @@ def comparisons_of(
         del values[ADJUSTED]
     boards = {i: board_shares(believed(cycles).values()) for i, cycles in groups.items()}
     idles = {i: share for i, cycles in groups.items() if (share := idle_share(believed(cycles).values())) is not None}
-    return compare_all(
-        values,
+    unlike = {name: why for name in values if (why := different_things(name, groups.values())) is not None}
+    compared = compare_all(
+        {name: rows for name, rows in values.items() if name not in unlike},
         hashes=hashes,
         summaries=summaries,
         order=order,
@@ -111,6 +121,7 @@ def comparisons_of(
         boards={ENERGY: boards, ADJUSTED: boards},
         idles={ADJUSTED: idles},
     )
+    return compared + [QuantityComparison(quantity=name, reason=why) for name, why in unlike.items()]
 
 
 def believed(cycles: Cycles) -> dict[int, ExperimentResult]:
@@ -121,6 +132,17 @@ def believed(cycles: Cycles) -> dict[int, ExperimentResult]:
 def figures(cycles: Cycles, name: str) -> dict[int, float]:
     """A quantity of the believed cycles that have it."""
     return {c: v for c, r in sorted(believed(cycles).items()) if (v := quantity(r, name)) is not None}
+
+
+def different_things(name: str, groups: Iterable[Cycles]) -> str | None:
+    """Why figures of these runs cannot be compared though they have one name, as `code: sentence`; None if they can."""
+    if name != LATENCY:
+        return None
+    modes = {r.latency.mode: None for cycles in groups for r in believed(cycles).values() if r.latency is not None}
+    if len(modes) < 2:
+        return None
+    things = ", of ".join(TIMED[mode] for mode in modes)
+    return f"latency_of_different_things: it is not everywhere the time of the same thing, but of {things}"
 
 
 def board_shares(results: Iterable[ExperimentResult]) -> Shares:
