@@ -101,12 +101,21 @@ def sensor(results: Results) -> str:
     parts = []
     if periods := [1e3 * s.period_s for s in found if s.period_s is not None]:
         parts.append(f"the counter ticks every {span(periods, 'ms')}")
-    if jitters := [1e3 * s.jitter_s for s in found if s.jitter_s is not None]:
-        hidden = any(s.jitter_hidden for s in found)
-        parts.append(f"give or take {'less than ' if hidden else ''}{span(jitters, 'ms')}")
+    if scatter := _scatter(found):
+        parts.append(f"give or take {scatter}")
     text = ", ".join(parts)
     edges = listed(s.edges for s in found)
     return "; ".join(p for p in (text, f"{edges} edges" if edges else "") if p) or DASH
+
+
+def _scatter(found: Sequence[Sensor]) -> str:
+    """Jitters that were measured, and the limit of those that the readings hide; nothing where none is known."""
+    measured = [1e3 * s.jitter_s for s in found if s.jitter_s is not None and not s.jitter_hidden]
+    hidden = [1e3 * s.jitter_s for s in found if s.jitter_s is not None and s.jitter_hidden]
+    limit = f"less than {number(max(hidden), 3)} ms" if hidden else ""
+    if not measured:
+        return limit
+    return span(measured, "ms") + (f", {limit} where the readings hide it" if limit else "")
 
 
 def _sensors(results: Results) -> list[Sensor]:

@@ -57,6 +57,29 @@ def test_a_jitter_that_the_readings_hide_is_less_than_its_limit() -> None:
     assert "every 100 ms, give or take less than 1.3 ms; quiet" in evidence.sensor([known])
 
 
+@pytest.mark.parametrize(
+    ("jitters", "text"),
+    [
+        ([(0.0013, True), (0.004, False)], "give or take 4 ms, less than 1.3 ms where the readings hide it; quiet"),
+        ([(0.004, None), (0.002, False)], "give or take 2 to 4 ms; quiet"),
+        ([(0.0013, True), (0.0012, True)], "give or take less than 1.3 ms; quiet"),
+        ([(0.0013, True), (None, None)], "give or take less than 1.3 ms; quiet"),
+    ],
+    ids=["both", "measured", "hidden", "one unknown"],
+)
+def test_limits_and_values_of_jitter_are_not_one_range(
+    jitters: Sequence[tuple[float | None, bool | None]], text: str
+) -> None:
+    """A measured 4 ms is not "less than"; limits of several GPUs hold with the largest."""
+    sensors = {
+        f"GPU-{i}": {"period_s": 0.1, "jitter_s": jitter_s, "jitter_hidden": hidden, "edges": "quiet"}
+        for i, (jitter_s, hidden) in enumerate(jitters)
+    }
+    assert evidence.sensor([run(energy_per_device_j=None, sensors=sensors)]).startswith(
+        f"the counter ticks every 100 ms, {text}"
+    )
+
+
 @pytest.mark.parametrize("name", [name for name, _ in ONE])
 def test_what_is_not_known_is_a_dash(name: str) -> None:
     """No sentence without a figure."""
