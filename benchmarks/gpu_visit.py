@@ -4,7 +4,7 @@ Each GPU works through its own lane, all lanes at once, so that a GPU does one t
 more than its longest lane. What a part has written when its time is up is kept. With fewer GPUs the lanes follow each
 other on those there are, as far as --minutes goes.
 
-    python benchmarks/gpu_visit.py OUTDIR [--minutes 25] [--cycles 5] [--window-s 30]
+    python benchmarks/gpu_visit.py OUTDIR [--minutes 25] [--cycles 5] [--window-s 20]
 
 Judge the files with benchmarks/judge.py and benchmarks/scatter.py; neither needs a GPU.
 """
@@ -29,7 +29,7 @@ GRACE_S = 60.0  # from SIGTERM to SIGKILL: a study writes what it has
 
 @dataclass
 class Part:
-    """One command of a lane; `share` is the part of the visit's end until which it may last."""
+    """One command of a lane; `until` is the share of the visit by whose end it must be over."""
 
     script: str
     arguments: list[str]
@@ -42,7 +42,7 @@ def lanes(cycles: int, window_s: float) -> list[list[Part]]:
     often = ["--cycles", str(cycles), "--window-s", str(window_s)]
 
     def study(name: str, batch: int) -> Part:
-        return Part("gpu_repeat.py", [name, *often, "--batch-size", str(batch)], until=0.75)
+        return Part("gpu_repeat.py", [name, *often, "--batch-size", str(batch)], until=0.85)
 
     return [
         [study("equal", 8), Part("gpu_instrument.py", ["harness"])],
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--cycles", type=int, default=5)
-    parser.add_argument("--window-s", type=float, default=30.0)
+    parser.add_argument("--window-s", type=float, default=20.0)
     a = parser.parse_args()
     whole_s = 60 * a.minutes
     end_s = time.monotonic() + whole_s
