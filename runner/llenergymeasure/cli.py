@@ -48,7 +48,10 @@ def _root(
 def config(
     self_test: Annotated[
         bool,
-        typer.Option("--self-test", help="Measure each GPU's energy counter (up to a minute per GPU, with a load)."),
+        typer.Option(
+            "--self-test",
+            help="Measure each GPU's energy counter, with a load: a minute per GPU, up to five where it ticks slowly.",
+        ),
     ] = False,
 ) -> None:
     """Say what this machine has, what is missing and how to get it; never fails."""

@@ -26,6 +26,7 @@ from llenergymeasure.core.contracts import (
 )
 from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries
 from llenergymeasure.core.errors import MeasurementError
+from llenergymeasure.core.step_response import Lag
 from llenergymeasure.nvml_lines import Follower, Recorded, path_of
 
 if TYPE_CHECKING:
@@ -222,11 +223,14 @@ class NvmlSampler:
         parts = [self.series(u).mean_power_w(start_s, end_s) for u in uuids]
         return None if None in parts else sum(p for p in parts if p is not None)
 
-    def finish(self, tests: Mapping[str, "SelfTest"], *, window: tuple[float, float] | None = None) -> EnergyRecord:
+    def finish(
+        self, tests: Mapping[str, "SelfTest | str"], *, window: tuple[float, float] | None = None
+    ) -> EnergyRecord:
         """Wait for the ticks behind the last edge, end the recorder, give all but windows, delete the recording.
 
         Args:
-            tests: What self-tests found out about these counters, by UUID; the defaults hold for what they did not.
+            tests: What self-tests found out about these counters, by UUID, or why that cannot be used; the defaults
+                hold for what they did not.
             window: Start and end of the main window, for what the recording cost inside it.
 
         """
@@ -237,7 +241,7 @@ class NvmlSampler:
         finally:
             self.stop()
             self.discard()
-        jitters_s = {u: t.jitter_s for u, t in tests.items() if t.jitter_s is not None}
+        jitters_s = {u: t.jitter_s for u, t in tests.items() if not isinstance(t, str) and t.jitter_s is not None}
         series = {u: EnergySeries(tuple(r.ticks), jitters_s.get(u, DEFAULT_JITTER_S)) for u, r in recorded.items()}
         return EnergyRecord(
             windows={},
@@ -246,7 +250,10 @@ class NvmlSampler:
             samples={u: tuple(r.samples) for u, r in recorded.items()},
             occupants=tuple(x for r in recorded.values() for x in r.occupants),
             throttle=tuple(x for r in recorded.values() for x in r.throttle),
-            sensors={u: _facts(series[u], r, _share_of_a_core(r, window), tests.get(u)) for u, r in recorded.items()},
+            sensors={
+                u: _facts(series[u], r, _share_of_a_core(r, window), tests.get(u, NO_SELF_TEST))
+                for u, r in recorded.items()
+            },
         )
 
     def stop(self) -> None:
@@ -276,18 +283,20 @@ def _share_of_a_core(recorded: Recorded, window: tuple[float, float] | None) -> 
 
 
 def _facts(
-    series: EnergySeries, recorded: Recorded, share_of_a_core: float | None, test: "SelfTest | None"
+    series: EnergySeries, recorded: Recorded, share_of_a_core: float | None, test: "SelfTest | str"
 ) -> SensorFacts:
-    """What one recording and the counter's self-test, if there was one, show of it."""
+    """What one recording and the counter's self-test, or else why there is none, show of it."""
+    lag = Lag(None, None, 0, test) if isinstance(test, str) else test.lag
+    told = not isinstance(test, str) and test.jitter_s is not None
     jitter = series.measured_jitter
     return SensorFacts(
         period_s=series.period_s,
         jitter_s=jitter.jitter_s if jitter else None,
         jitter_hidden=jitter.hidden if jitter else False,
         jitter_used_s=series.jitter_s,
-        jitter_source="self-test" if test and test.jitter_s is not None else "default",
-        lag_s=test.lag.lag_s if test else None,
-        lag_reason=test.lag.reason if test else NO_SELF_TEST,
+        jitter_source="self-test" if told else "default",
+        lag_s=lag.lag_s,
+        lag_reason=lag.reason,
         reading_width_s=median(t.after_s - t.before_s for t in series.ticks) if series.ticks else None,
         call_s=median(recorded.calls_s) if recorded.calls_s else None,
         ticks=len(series.ticks),

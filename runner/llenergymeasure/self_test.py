@@ -17,17 +17,48 @@ from llenergymeasure.core.contracts import Device
 from llenergymeasure.core.energy_series import EnergySeries, Jitter
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.core.phase_split import LAG_S
-from llenergymeasure.core.step_response import Burst, Lag, lag, plateau_ratio
+from llenergymeasure.core.step_response import (
+    BURST_TICKS,
+    FADING_S,
+    PAUSE_TICKS,
+    SETTLED_S,
+    Burst,
+    Lag,
+    lag,
+    plateau_ratio,
+)
 from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, driver_version, nvml, visible_devices
 from llenergymeasure.sensor_cache import SelfTest
 
 IDLE_S, CALLS = 10.0, 100
-BURSTS, BURST_S, PAUSE_S = 12, 1.2, 1.5  # so that an end has level power for 0.6 s before it and 0.9 s after it
-PAUSE_STEP_S = 0.0137  # so that the steps meet the ticks at all phases
-PLATEAUS, PLATEAU_S = 2, 6.0
+BURSTS, BURST_S, PAUSE_S = 12, 1.2, 1.5  # at least: what ticks of up to 0.11 s need
+PAUSE_STEP_S, PAUSE_STEP = 0.0137, 0.137  # the larger of s and periods: the ends meet the ticks at all phases
+PLATEAUS, PLATEAU_S, PLATEAU_TICKS = 2, 6.0, 15  # two of so many ticks tell the jitter under load
+SLOWEST_S = 1.0  # bursts are not made longer for slower ticks
 MATRIX = 8192
 Load = Callable[[float], Burst]
 """Works for so many seconds and gives when."""
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """How long bursts, plateaus and the pauses around them last, s; each pause is `step_s` longer than the last."""
+
+    burst_s: float
+    plateau_s: float
+    pause_s: float
+    step_s: float
+
+    @classmethod
+    def of(cls, period_s: float | None) -> "_Pace":
+        """As long as a counter of this period needs, s, to show level power on both sides of an end."""
+        tick_s = min(period_s or 0.0, SLOWEST_S)
+        return cls(
+            max(BURST_S, SETTLED_S + BURST_TICKS * tick_s),
+            max(PLATEAU_S, PLATEAU_TICKS * tick_s),
+            max(PAUSE_S, FADING_S + PAUSE_TICKS * tick_s),
+            max(PAUSE_STEP_S, PAUSE_STEP * tick_s),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +90,10 @@ def run() -> str:
 
 
 def examine(device: Device, position: int, *, load: Load | None = None, idle_s: float) -> SelfTest:
-    """Test one GPU, the `position`-th that CUDA sees; about a minute with a load, 12 s without."""
+    """Test one GPU, the `position`-th that CUDA sees.
+
+    It takes 12 s without a load; with one a minute at ticks of up to 0.1 s, 2.5 minutes at 0.5 s, 5 at most.
+    """
     walls_s, processor_s = _call_costs(device)
     heard = _hear(device, position, load, idle_s)
     widths = [t.after_s - t.before_s for t in heard.whole.ticks]
@@ -109,8 +143,9 @@ def _hear(device: Device, position: int, load: Load | None, idle_s: float) -> _H
         sampler.start((device,), interval_s=1.0)
         time.sleep(idle_s)
         idle_until_s = sampler.mark()
-        bursts = _bursts(made, BURSTS, BURST_S) if made else ()
-        plateaus = _bursts(made, PLATEAUS, PLATEAU_S) if made else ()
+        pace = _Pace.of(sampler.series(device.uuid).period_s)
+        bursts = _bursts(made, BURSTS, pace.burst_s, pace) if made else ()
+        plateaus = _bursts(made, PLATEAUS, pace.plateau_s, pace) if made else ()
         sampler.mark()
         whole = sampler.finish({}).series[device.uuid]
     finally:
@@ -120,12 +155,12 @@ def _hear(device: Device, position: int, load: Load | None, idle_s: float) -> _H
     return _Heard(idle, whole, bursts, plateaus, reason)
 
 
-def _bursts(load: Load, count: int, seconds: float) -> tuple[Burst, ...]:
+def _bursts(load: Load, count: int, seconds: float, pace: _Pace) -> tuple[Burst, ...]:
     found = []
     for number in range(count):
-        time.sleep(PAUSE_S + number * PAUSE_STEP_S)
+        time.sleep(pace.pause_s + number * pace.step_s)
         found.append(load(seconds))
-    time.sleep(PAUSE_S)
+    time.sleep(pace.pause_s)
     return tuple(found)
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from llenergymeasure import cache_file
 from llenergymeasure.core.energy_series import Jitter
@@ -17,7 +17,7 @@ class SelfTest(BaseModel):
     """Findings about one GPU's energy counter; times in s, None where they could not be found, with a reason.
 
     `format` 1, without the field, had jitters of 0 that the readings' width had hidden, and lags that the surge of
-    power at a start of load had falsified: a file with such a row is as none.
+    power at a start of load had falsified: such a row is not believed.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -45,7 +45,9 @@ class SelfTest(BaseModel):
         return max(known) if self.jitter_load is not None else None
 
 
-_Tests = TypeAdapter(dict[str, SelfTest])
+OLDER_FORMAT = "the self-test is of an older format; run `llem config --self-test` again"
+
+_Rows = TypeAdapter(dict[str, Any])
 
 
 def path() -> Path:
@@ -60,17 +62,29 @@ def path() -> Path:
     return folder / "sensors.json"
 
 
-def known(uuids: Iterable[str]) -> dict[str, SelfTest]:
-    """Findings about these GPUs under the driver that runs now."""
-    found, driver = cache_file.read(path(), _Tests), driver_version()
-    return {u: found[_key(u, driver)] for u in uuids if _key(u, driver) in found}
+def known(uuids: Iterable[str]) -> dict[str, SelfTest | str]:
+    """Findings about these GPUs under the driver that runs now, or why what is kept of one cannot be used."""
+    rows, driver = cache_file.read(path(), _Rows), driver_version()
+    found = {u: _believed(rows.get(_key(u, driver))) for u in uuids}
+    return {u: test for u, test in found.items() if test is not None}
+
+
+def _believed(row: Any) -> SelfTest | str | None:
+    """A row as findings; the reason if it is of the first format; None if there is none or it is broken."""
+    try:
+        return SelfTest.model_validate(row)
+    except ValidationError:
+        return OLDER_FORMAT if isinstance(row, dict) and row.get("format", 1) == 1 else None
 
 
 def keep(tests: Iterable[SelfTest]) -> Path:
-    """Add findings to the file, give its path; raises OSError where it cannot be written."""
+    """Add findings to the file, give its path; raises OSError where it cannot be written.
+
+    Other rows stay as they are, those of other formats, too: another version may know them.
+    """
     target = path()
-    merged = cache_file.read(target, _Tests) | {_key(t.gpu_uuid, t.driver): t for t in tests}
-    cache_file.write(target, _Tests, merged)
+    rows = cache_file.read(target, _Rows)
+    cache_file.write(target, _Rows, rows | {_key(t.gpu_uuid, t.driver): t.model_dump(mode="json") for t in tests})
     return target
 
 

@@ -123,7 +123,7 @@ def test_surge_and_readings_do_not_hide_the_lag(gpu: Gpu, reader: Reader, within
 
 def test_one_end_that_was_seen_quite_elsewhere_is_left_out() -> None:
     """A load that ended 80 ms before its host said so moves nothing."""
-    late = [*BURSTS[:5], replace(BURSTS[5], end_s=BURSTS[5].end_s + 0.08), *BURSTS[6:]]
+    late = [replace(b, end_s=b.end_s + 0.08 * (i == 2)) for i, b in enumerate(BURSTS)]
     found = lag(sharp(0.012), late)
     assert found.lag_s == pytest.approx(0.012, abs=1e-6)
     assert found.ends == 11
@@ -158,7 +158,27 @@ def test_without_steps_there_is_no_lag() -> None:
                           (sharp(0), ()), (sharp(0), BURSTS[:5])):  # fmt: skip
         found = lag(ticks, bursts)
         assert (found.lag_s, found.uncertainty_s) == (None, None)
-        assert "6 are needed" in str(found.reason)
+        assert "usable (level power and timely ticks on both sides), 6 are needed" in str(found.reason)
+
+
+@pytest.mark.parametrize(
+    ("bursts", "reason"),
+    [
+        (BURSTS[:5], "5 of 5 ends of load are usable"),
+        (BURSTS[:1], "1 of 1 end of load is usable"),
+        ([*BURSTS[:1], *(replace(b, end_s=b.start_s + 0.3) for b in BURSTS[1:])], "1 of 12 ends of load is usable"),
+        ([replace(b, end_s=b.end_s + 0.002 * i) for i, b in enumerate(BURSTS[:6])], None),
+        ([replace(b, end_s=b.end_s + 0.08 * (i == 2)) for i, b in enumerate(BURSTS[:6])], "5 of 6 usable ends of load agree, 6 are needed"),
+    ],
+    ids=["too few", "one", "one of many", "all", "not alike"],
+)  # fmt: skip
+def test_ends_that_cannot_be_used_are_told_apart_from_ends_that_differ(
+    bursts: Sequence[Burst], reason: str | None
+) -> None:
+    """Longer bursts help against the one, nothing against the other."""
+    found = lag(sharp(0.012), bursts)
+    assert (found.reason or "").startswith(reason or "")
+    assert (found.reason is None) == (reason is None)
 
 
 def test_a_plateau_is_power_times_time() -> None:

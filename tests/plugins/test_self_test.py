@@ -9,21 +9,24 @@ from typing import Any
 
 import pytest
 
+from fakes import tick_generator as made
 from fakes.nvml_script import Gpu, Machine
 from llenergymeasure import self_test, sensor_cache
 from llenergymeasure.core import registry
-from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, Jitter
-from llenergymeasure.core.step_response import Burst, Lag
+from llenergymeasure.core.contracts import EnergyRecord
+from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries, Jitter, Tick
+from llenergymeasure.core.step_response import Burst, Lag, lag, plateau_ratio
 from llenergymeasure.nvml_sampling import visible_devices
 from llenergymeasure.sensor_cache import SelfTest
 
 A = "GPU-aaaaaaaa-1111"
+OLDER = "the self-test is of an older format; run `llem config --self-test` again"
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A self-test of seconds."""
-    seconds = {"IDLE_S": 1.0, "BURST_S": 0.8, "PAUSE_S": 0.65, "PLATEAU_S": 1.5}
+    """A self-test of seconds: bursts and pauses are no longer than the counter's ticks need."""
+    seconds = {"IDLE_S": 1.0, "BURST_S": 0.1, "PAUSE_S": 0.1, "PLATEAU_S": 1.5}
     for name, value in {**seconds, "BURSTS": 10, "PLATEAUS": 1, "CALLS": 5}.items():
         monkeypatch.setattr(self_test, name, value)
 
@@ -34,6 +37,23 @@ def findings(**fields: Any) -> SelfTest:
         "period_s": 0.1, "jitter_idle": Jitter(0.0006, True), "jitter_load": Jitter(0.002), "reading_width_s": 0.007,
         "call_wall_s": 0.003, "call_wall_p99_s": 0.016, "call_processor_s": 0.004, "lag": Lag(0.013, 0.001, 14),
     } | fields)  # fmt: skip
+
+
+def known(uuid: str) -> SelfTest:
+    """What is known of a GPU that was tested."""
+    found = sensor_cache.known([uuid])[uuid]
+    assert isinstance(found, SelfTest)
+    return found
+
+
+def recorded() -> EnergyRecord:
+    """A short run on the scripted GPU."""
+    energy = registry.energy_source("nvml")
+    energy.start(energy.devices(), interval_s=0.1)
+    energy.open_window("w")
+    time.sleep(0.6)
+    energy.close_window("w")
+    return energy.stop()
 
 
 def test_it_finds_the_scripts_beat_lag_and_cost(machine: Machine, short: None) -> None:
@@ -64,6 +84,37 @@ def test_it_finds_the_scripts_beat_lag_and_cost(machine: Machine, short: None) -
     assert found.jitter_s > 0
 
 
+@pytest.mark.parametrize("period_s", [0.02, 0.1, 0.2, 0.5, 1.0])
+def test_bursts_and_pauses_last_as_long_as_the_ticks_need(period_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every end of load tells the lag, and plateaus have quiet edges, at any period; in at most five minutes."""
+    now_s = 10.0
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    def load(seconds: float) -> Burst:
+        start_s = now_s
+        pass_by(seconds)
+        return Burst(start_s, now_s)
+
+    monkeypatch.setattr(time, "sleep", pass_by)
+    pace = self_test._Pace.of(period_s)
+    bursts = self_test._bursts(load, self_test.BURSTS, pace.burst_s, pace)
+    plateaus = self_test._bursts(load, self_test.PLATEAUS, pace.plateau_s, pace)
+    power = [made.Piece(0, now_s, 120, 120), *(made.Piece(b.start_s, b.end_s, 380, 380) for b in (*bursts, *plateaus))]
+    ticks = made.record(power, made.Counter(period_s, 0.3, 0.012), 1, now_s)
+    series = EnergySeries(tuple(Tick(*row) for row in ticks))
+
+    found = lag(series, (*bursts, *plateaus))
+    assert found.lag_s == pytest.approx(0.012, abs=1e-6)
+    assert (found.ends, found.reason) == (14, None)
+    assert plateau_ratio(series, plateaus) == pytest.approx(1.0, abs=1e-3)
+    under_load = self_test._under_load(self_test._Heard(series, series, bursts, plateaus, None))
+    assert under_load.measured_jitter is not None
+    assert now_s < 300
+
+
 def test_without_a_load_the_rest_is_found_and_said(
     machine: Machine, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +126,7 @@ def test_without_a_load_the_rest_is_found_and_said(
     assert "unknown: no load here;\n    runs count on 12.0 ms" in text
     assert "an unknown time under load" in text
     assert str(sensor_cache.path()) in text
-    kept = sensor_cache.known([A])[A]
+    kept = known(A)
     assert (kept.lag, kept.jitter_s) == (Lag(None, None, 0, "no load here"), None)
 
 
@@ -110,7 +161,7 @@ def test_a_broken_file_is_as_none(machine: Machine) -> None:
     target.write_text("{", encoding="utf-8")
     assert sensor_cache.known([A]) == {}
     sensor_cache.keep([findings()])
-    assert sensor_cache.known([A])[A] == findings(tested_at=sensor_cache.known([A])[A].tested_at)
+    assert known(A) == findings(tested_at=known(A).tested_at)
 
 
 def test_what_is_said_of_jitter_and_lag() -> None:
@@ -134,9 +185,29 @@ def test_a_row_of_the_first_format_is_not_believed(machine: Machine) -> None:
         del row["format"]
         row |= {"jitter_idle_s": 0.0, "jitter_load_s": 0.0, "lag_s": 0.002, "lag_spread_s": 0.0267, "lag_steps": 16}
     target.write_text(json.dumps(rows), encoding="utf-8")
-    assert sensor_cache.known([A]) == {}
+    assert sensor_cache.known([A]) == {A: OLDER}
+    facts = recorded().sensors[A]
+    assert (facts.jitter_used_s, facts.jitter_source, facts.lag_s) == (DEFAULT_JITTER_S, "default", None)
+    assert facts.lag_reason == OLDER
     sensor_cache.keep([findings()])
-    assert sensor_cache.known([A])[A].jitter_s == 0.002
+    assert known(A).jitter_s == 0.002
+
+
+def test_an_older_row_spoils_no_other(machine: Machine) -> None:
+    """Good rows beside one of the first format and a broken one are known; keeping another GPU's loses none of them."""
+    machine.play(Gpu(uuid=A))
+    target = sensor_cache.keep([findings(gpu_uuid=uuid) for uuid in (A, "GPU-good", "GPU-broken")])
+    rows = json.loads(target.read_text(encoding="utf-8"))
+    del rows[f"{A}/580.65.06"]["format"]
+    rows["GPU-broken/580.65.06"] = "half a"
+    rows["GPU-later/580.65.06"] = {"format": 3}
+    target.write_text(json.dumps(rows), encoding="utf-8")
+
+    sensor_cache.keep([findings(gpu_uuid="GPU-new")])
+    assert set(sensor_cache.known([A, "GPU-good", "GPU-broken", "GPU-later", "GPU-new"])) == {A, "GPU-good", "GPU-new"}
+    assert sensor_cache.known([A]) == {A: OLDER}
+    assert known("GPU-good").lag == known("GPU-new").lag == findings().lag
+    assert json.loads(target.read_text(encoding="utf-8"))["GPU-later/580.65.06"] == {"format": 3}
 
 
 NO_LOAD = {"jitter_load": None, "lag": Lag(None, None, 0, "no load here")}
@@ -157,12 +228,7 @@ def test_a_run_counts_on_the_self_test(
     machine.play(Gpu(uuid=A, power=[(0.0, 300.0)]))
     if kept is not None:
         sensor_cache.keep([findings(**kept)])
-    energy = registry.energy_source("nvml")
-    energy.start(energy.devices(), interval_s=0.1)
-    energy.open_window("w")
-    time.sleep(0.6)
-    energy.close_window("w")
-    record = energy.stop()
+    record = recorded()
     facts = record.sensors[A]
     assert record.series[A].jitter_s == jitter_s
     assert (facts.jitter_used_s, facts.jitter_source, facts.lag_s) == (jitter_s, source, lag[0])

@@ -26,6 +26,13 @@ MAX_UNCERTAINTY_S = DEFAULT_JITTER_S
 """A lag that is less certain than this is not given: single ticks scatter by as much about the documented lag."""
 
 
+BURST_TICKS = LEVEL_TICKS + 2
+"""Periods of level power that an end of load needs before it: five between ticks, one cut by the end, one to spare."""
+
+PAUSE_TICKS = LEVEL_TICKS + 3
+"""Likewise after it; quiet edges of plateaus leave out one more."""
+
+
 @dataclass(frozen=True)
 class Burst:
     """Load from `start_s` to `end_s`, the device synchronised at both; idle around it."""
@@ -60,11 +67,19 @@ def lag(series: EnergySeries, bursts: Sequence[Burst]) -> Lag:
     far_s = max(OUTLIER * 1.4826 * median(abs(x - middle) for x in late), SAME_S) if late else 0.0
     kept = [x for x in late if abs(x - middle) <= far_s]
     if len(kept) < LEAST_ENDS:
-        return Lag(None, None, len(kept), f"{len(kept)} ends of load agree, {LEAST_ENDS} are needed")
+        return Lag(None, None, len(kept), _too_few(len(seen), len(late), len(kept)))
     # Student's t has the variance (n-1)/(n-3): the spread of few ends is uncertain itself
     u_s = stdev(kept) * math.sqrt((len(kept) - 1) / (len(kept) - 3) / len(kept))
     reason = _doubt(fmean(kept), u_s)
     return Lag(None if reason else fmean(kept), u_s, len(kept), reason)
+
+
+def _too_few(ends: int, usable: int, agreeing: int) -> str:
+    """Whether the ticks told too little of the ends of load, or what they told differs."""
+    if usable < LEAST_ENDS:
+        what = f"{usable} of {ends} {'end' if ends == 1 else 'ends'} of load {'is' if usable == 1 else 'are'} usable"
+        return f"{what} (level power and timely ticks on both sides), {LEAST_ENDS} are needed"
+    return f"{agreeing} of {usable} usable ends of load agree, {LEAST_ENDS} are needed"
 
 
 def _doubt(lag_s: float, uncertainty_s: float) -> str | None:
