@@ -2,8 +2,9 @@
 
 What that format lacks is made up for, openly. Batches begin where the sample buffer shows a prefill, which it does from
 eight prompts on; single prompts are taken as equally long. The engine's own processes are those that were listed inside
-the window. From the results come warnings that were known before the sensors were looked at, and facts of the sensor.
-Joules, conditions, second readings and the verdict are not among these.
+the window. Jitter is the default and the lag unknown: where a self-test had told them, it was one that is no longer
+believed. From the results come warnings that were known before the window, and what the recorder itself cost. Joules,
+conditions, second readings and the verdict are not among these.
 
     python benchmarks/recorded.py     # tests/golden/traces from the records of gpu_repeat.py
 """
@@ -12,7 +13,7 @@ import gzip
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -21,7 +22,11 @@ from gpu_model import ROOT
 
 sys.path.insert(0, str(ROOT / "runner"))
 
+from llenergymeasure import recording
+from llenergymeasure.core.contracts import SensorFacts
+from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries, counter_facts
 from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.nvml_sampling import NO_SELF_TEST
 
 RESULTS = ROOT / "benchmarks/results"
 FILES = ("gpu_spread_h100.json.gz", "gpu_planted_h100.json.gz")
@@ -32,8 +37,7 @@ TRACES = {
 PREFILL = 1.35  # times the median power: batches of 8 and 32 reach 1.6 times and more, decoding does not
 LEAST_BATCH_S = 0.5
 KNOWN_BEFORE = ("not_settled", "no_settling", "random_weights", "warmup_not_converged")
-FACTS = ("period_s", "jitter_s", "jitter_used_s", "jitter_source", "lag_s", "reading_width_s", "call_s", "ticks",
-         "sampler_processor_share")  # fmt: skip
+FIRST_SELF_TEST = "the self-test of that day had its lag from starts of load, whose surge falsifies it"
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,30 @@ def completed(result: ExperimentResult, raw: Mapping[str, Any]) -> dict[str, Any
     seen = raw["occupants"]
     inside = [p for t, p in zip(seen["t_s"], seen["compute_pids"], strict=True) if 0 <= t <= raw["window_s"]]
     run = {
+        "experiment_id": result.experiment_id,
         "origin_s": -result.steady_state_window[0],
         "batches": batches(result, raw),
         "own_pids": sorted({pid for pids in inside for pid in pids}),
         "warnings": [w for w in result.measurement_warnings if w.partition(":")[0] in KNOWN_BEFORE],
         "no_baseline_reason": result.null_reasons.get("baseline_power_w", ""),
     }
-    sensors = {u: {n: getattr(s, n) for n in FACTS} for u, s in (result.sensors or {}).items()}
-    return {**raw, "format": "llem-recording-2", "sensors": sensors, "run": run}
+    found = {**raw, "series": {uuid: {"jitter_s": DEFAULT_JITTER_S} for uuid in raw["series"]}}
+    sensors = {u: asdict(facts(result, u, s)) for u, s in recording.from_json(found).series.items()}
+    return {**found, "format": recording.FORMAT, "sensors": sensors, "run": run}
+
+
+def facts(result: ExperimentResult, uuid: str, series: EnergySeries) -> SensorFacts:
+    """What the ticks tell of a counter, and what the recorder cost that day."""
+    assert result.sensors is not None
+    stored = result.sensors[uuid]
+    return SensorFacts(
+        **counter_facts(series),
+        jitter_source="default",
+        lag_s=None,
+        lag_reason=FIRST_SELF_TEST if stored.jitter_source == "self-test" else NO_SELF_TEST,
+        call_s=stored.call_s,
+        sampler_processor_share=stored.sampler_processor_share,
+    )
 
 
 def batches(result: ExperimentResult, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -104,13 +124,17 @@ def prefills(raw: Mapping[str, Any], start_s: float, end_s: float) -> list[float
     return found
 
 
+def trace(source: str, name: str) -> str:
+    """A run as the tests replay it: where it comes from, its stored result, its recording."""
+    (run,) = (r for r in runs(source) if r.name == name)
+    return json.dumps({"from": f"{source}: {name}", "result": json.loads(run.result.to_json()), "raw": run.raw})
+
+
 def main() -> None:
     """Write the traces that the tests replay."""
     folder = ROOT / "tests/golden/traces"
-    for trace, (source, name) in TRACES.items():
-        (run,) = (r for r in runs(source) if r.name == name)
-        text = json.dumps({"from": f"{source}: {name}", "result": json.loads(run.result.to_json()), "raw": run.raw})
-        (folder / f"{trace}.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    for told, (source, name) in TRACES.items():
+        (folder / f"{told}.json.gz").write_bytes(gzip.compress(trace(source, name).encode(), mtime=0))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from llenergymeasure.core.contracts import (
     EnergyRecord,
     SensorFacts,
 )
-from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries
+from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries, counter_facts
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.core.step_response import Lag
 from llenergymeasure.nvml_lines import Follower, Recorded, path_of
@@ -288,17 +288,11 @@ def _facts(
     """What one recording and the counter's self-test, or else why there is none, show of it."""
     lag = Lag(None, None, 0, test) if isinstance(test, str) else test.lag
     told = not isinstance(test, str) and test.jitter_s is not None
-    jitter = series.measured_jitter
     return SensorFacts(
-        period_s=series.period_s,
-        jitter_s=jitter.jitter_s if jitter else None,
-        jitter_hidden=jitter.hidden if jitter else False,
-        jitter_used_s=series.jitter_s,
+        **counter_facts(series),
         jitter_source="self-test" if told else "default",
         lag_s=lag.lag_s,
         lag_reason=lag.reason,
-        reading_width_s=median(t.after_s - t.before_s for t in series.ticks) if series.ticks else None,
         call_s=median(recorded.calls_s) if recorded.calls_s else None,
-        ticks=len(series.ticks),
         sampler_processor_share=share_of_a_core,
     )

@@ -49,17 +49,27 @@ def from_json(raw: Mapping[str, Any]) -> EnergyRecord:
     """The record back; its instants count from the window's start.
 
     Raises:
-        ValueError: It is not a recording of a known format.
+        ValueError: It is not a recording of a known format, or parts of it are missing or not understood.
 
     """
-    if raw.get("format") not in READ:
-        raise ValueError(f"not a recording: its format is {raw.get('format')!r}, expected {' or '.join(READ)}")
+    told = raw.get("format") if isinstance(raw, Mapping) else None
+    if told not in READ:
+        raise ValueError(f"not a recording: its format is {told!r}, expected {' or '.join(READ)}")
+    try:
+        return _record(raw)
+    except KeyError as err:
+        raise ValueError(f"the recording cannot be read: it lacks {err}") from err
+    except (TypeError, AttributeError) as err:
+        raise ValueError(f"the recording cannot be read: {err}") from err
+
+
+def _record(raw: Mapping[str, Any]) -> EnergyRecord:
     ticks = {uuid: _rows(Tick, table) for uuid, table in raw["ticks"].items()}
     return EnergyRecord(
         windows={name: _rows(DeviceEnergy, table) for name, table in raw["windows"].items()},
-        series={uuid: EnergySeries(ticks=ticks[uuid], **facts) for uuid, facts in raw["series"].items()},
+        series={uuid: _series(ticks[uuid], facts) for uuid, facts in raw["series"].items()},
         samples={uuid: _rows(PowerSample, table) for uuid, table in raw["samples"].items()},
-        sensors={uuid: SensorFacts(**facts) for uuid, facts in raw.get("sensors", {}).items()},
+        sensors={uuid: _facts(facts) for uuid, facts in raw.get("sensors", {}).items()},
         readings=_rows(Reading, raw["readings"]),
         occupants=_rows(Occupants, raw["occupants"]),
         throttle=_rows(ThrottleCounters, raw["throttle"]),
@@ -92,8 +102,29 @@ def _value(name: str, value: Any, zero_s: float) -> Any:
 
 def _rows(kind: type[Row], table: Mapping[str, Sequence[Any]]) -> tuple[Row, ...]:
     names = list(table)
+    _must_know(kind, names)
+    if len({len(column) for column in table.values()}) > 1:
+        raise ValueError(f"the recording cannot be read: columns of {kind.__name__} differ in length")
     cells = ([tuple(v) if isinstance(v, list) else v for v in column] for column in table.values())
     return tuple(kind(**dict(zip(names, row, strict=True))) for row in zip(*cells, strict=True))
+
+
+def _series(ticks: tuple[Tick, ...], values: Mapping[str, Any]) -> EnergySeries:
+    _must_know(EnergySeries, values)
+    return EnergySeries(ticks=ticks, **values)
+
+
+def _facts(values: Mapping[str, Any]) -> SensorFacts:
+    """What was told of a sensor; facts that a newer version added are left out, no joule hangs on them."""
+    known = {f.name for f in fields(SensorFacts)}
+    return SensorFacts(**{name: value for name, value in values.items() if name in known})
+
+
+def _must_know(kind: Any, names: Iterable[str]) -> None:
+    """A field that a newer version added may change what the others mean: without it no joule is right."""
+    if unknown := sorted(set(names) - {f.name for f in fields(kind)}):
+        told = ", ".join(unknown)
+        raise ValueError(f"the recording cannot be read: this version knows no {told} of {kind.__name__}, a newer may")
 
 
 def _plain(record: Any, *, leave_out: Sequence[str]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Judges a recorded run again: from its raw samples and its result to a whole new result.
 
-Joules and their uncertainty, second readings, conditions, neighbours, warnings and verdict come out of the recording,
-by the code that judged the run when it was measured. What no sensor tells is the stored result's: configuration,
-machine, phases. Lengths of prompts and outputs stand for their tokens.
+Joules and their uncertainty, period and jitter of the counter, second readings, conditions, neighbours, warnings and
+verdict come out of the recording, by the code that judged the run when it was measured. What no sensor tells is the
+stored result's: configuration, machine, phases. Lengths of prompts and outputs stand for their tokens.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from llenergymeasure.core.contracts import (
     Window,
     Work,
 )
-from llenergymeasure.core.energy_series import device_energy
+from llenergymeasure.core.energy_series import counter_facts, device_energy
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.core.uncertainty import Spread
@@ -50,10 +50,11 @@ class Batch(Record):
 class Run(Record):
     """What a judgement needs of a run beside its sensors and its result; instants are s from the window's start.
 
-    `input_tokens` and `output_tokens` are those of the window where they are not the sum over its requests, `warnings`
-    what was known before the sensors were looked at.
+    `experiment_id` is that of the result it belongs to; older recordings lack it. `input_tokens` and `output_tokens`
+    are those of the window where they are not the sum over its requests, `warnings` what the run said of itself.
     """
 
+    experiment_id: str | None = None
     origin_s: float
     batches: list[Batch]
     edges: Edges = "quiet"
@@ -65,6 +66,7 @@ class Run(Record):
     constant_prompts: bool = False
     baseline: Baseline | None = None
     no_baseline_reason: str = ""
+    no_energy_reason: str = ""
     calibration: dict[str, BoardCalibration] = Field(default_factory=dict)
     spread: Spread | None = None
     carbon_intensity_gco2_kwh: float | None = None
@@ -84,6 +86,7 @@ def to_json(seen: Observation) -> dict[str, Any] | None:
 def _run(seen: Observation) -> Run:
     zero_s = seen.window.start_s
     return Run(
+        experiment_id=seen.experiment_id,
         origin_s=seen.origin_s - zero_s,
         batches=[_batch(g, zero_s) for g in seen.generations],
         edges=seen.work.edges,
@@ -95,6 +98,7 @@ def _run(seen: Observation) -> Run:
         constant_prompts=seen.constant_prompts,
         baseline=seen.baseline,
         no_baseline_reason=seen.no_baseline_reason,
+        no_energy_reason=seen.no_energy_reason,
         calibration=dict(seen.calibration),
         spread=seen.spread,
         carbon_intensity_gco2_kwh=seen.carbon_intensity_gco2_kwh,
@@ -120,7 +124,8 @@ def judged_again(result: ExperimentResult, raw: Mapping[str, Any]) -> Experiment
         raw: Its raw_samples.json.
 
     Raises:
-        ValueError: It is no recording, or one of the first format, which lacks the batches.
+        ValueError: It is no recording that can be read, one of another run, or one of the first format, which lacks the
+            batches.
 
     """
     found = record.build(observed(result, raw))
@@ -137,7 +142,9 @@ def observed(result: ExperimentResult, raw: Mapping[str, Any]) -> Observation:
     found = recording.from_json(raw)
     if "run" not in raw:
         raise ValueError(f"a recording of format {raw['format']} cannot be judged again: it lacks the batches' times")
-    run, window = Run.model_validate(raw["run"]), Window("window", 0.0, raw["window_s"])
+    run, window = Run.model_validate(raw["run"]), _window(raw)
+    if run.experiment_id not in (None, result.experiment_id):
+        raise ValueError(f"the recording is of run {run.experiment_id}, the result of run {result.experiment_id}")
     return Observation(
         config=ExperimentConfig.model_validate(result.effective_config),
         experiment_id=result.experiment_id,
@@ -162,11 +169,12 @@ def observed(result: ExperimentResult, raw: Mapping[str, Any]) -> Observation:
         environment=result.environment_snapshot,
         start_time=result.start_time,
         end_time=result.end_time,
-        energy=cut(found, window, run.edges),
+        energy=cut(_with_facts(found), window, run.edges),
         source_name=result.energy_source,
         source_kind=result.energy_kind,
         baseline=run.baseline,
         no_baseline_reason=run.no_baseline_reason,
+        no_energy_reason=run.no_energy_reason,
         warnings=run.warnings,
         settle=result.settle,
         work=_work(result, run),
@@ -178,6 +186,19 @@ def observed(result: ExperimentResult, raw: Mapping[str, Any]) -> Observation:
         carbon_intensity_gco2_kwh=run.carbon_intensity_gco2_kwh,
         pue=run.pue,
     )
+
+
+def _window(raw: Mapping[str, Any]) -> Window:
+    length_s = raw.get("window_s")
+    if not isinstance(length_s, int | float) or not length_s > 0:
+        raise ValueError(f"the recording cannot be read: its window_s is {length_s!r}, expected more than 0 s")
+    return Window("window", 0.0, length_s)
+
+
+def _with_facts(found: EnergyRecord) -> EnergyRecord:
+    """The record with what its ticks tell of the counters, by this version's rules, in place of what was said then."""
+    told = {u: replace(f, **counter_facts(found.series[u])) for u, f in found.sensors.items() if u in found.series}
+    return replace(found, sensors={**found.sensors, **told})
 
 
 def cut(found: EnergyRecord, window: Window, edges: Edges) -> EnergyRecord:

@@ -50,6 +50,11 @@ def recorded(name: str) -> RecordedRun:
     return RecordedRun(ExperimentResult.model_validate(trace["result"]), trace["raw"])
 
 
+def jitter(jitter_s: float) -> Fault:
+    """Another jitter of the ticks is believed."""
+    return lambda found: replace(found, series={u: replace(s, jitter_s=jitter_s) for u, s in found.series.items()})
+
+
 def ticks(change: Callable[[Tick], Tick | None]) -> Fault:
     """Every tick of the counter changed, or taken away (None)."""
 

@@ -1,7 +1,9 @@
 """A recording as JSON says what the sensors said, from the window's start on."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -66,3 +68,44 @@ def test_another_file_is_refused() -> None:
     """What is no recording is named, not guessed at."""
     with pytest.raises(ValueError, match="its format is None, expected llem-recording-1 or llem-recording-2"):
         from_json({"ticks": []})
+
+
+def test_what_is_no_object_is_refused() -> None:
+    """JSON may hold a list, too."""
+    with pytest.raises(ValueError, match="its format is None"):
+        from_json([])  # type: ignore[arg-type]
+
+
+def test_facts_of_a_sensor_that_a_newer_version_added_are_left_out() -> None:
+    """No joule hangs on them."""
+    raw = to_json(FULL, ZERO_S)
+    raw["sensors"]["GPU-a"]["colour"] = "green"
+    assert from_json(raw).sensors == FULL.sensors
+
+
+def without(part: str) -> Callable[[dict[str, Any]], object]:
+    """A recording that lacks a part."""
+    return lambda raw: raw.pop(part)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(without("ticks"), "it lacks 'ticks'", id="no ticks"),
+        pytest.param(without("host_energy_j"), "it lacks 'host_energy_j'", id="no host"),
+        pytest.param(lambda r: r["ticks"].pop("GPU-a"), "it lacks 'GPU-a'", id="a series without ticks"),
+        pytest.param(lambda r: r["ticks"]["GPU-a"].update(scale=[2] * 40), "knows no scale of Tick", id="a column"),
+        pytest.param(lambda r: r["series"]["GPU-a"].update(zero_j=1.0), "no zero_j of EnergySeries", id="a fact"),
+        pytest.param(lambda r: r["ticks"]["GPU-a"].pop("joules"), "'joules'", id="no joules"),
+        pytest.param(lambda r: r["ticks"]["GPU-a"]["joules"].pop(), "columns of Tick differ in length", id="a value"),
+        pytest.param(lambda r: r["sensors"]["GPU-a"].pop("call_s"), "'call_s'", id="no cost of a call"),
+        pytest.param(lambda r: r.update(samples=[]), "no attribute 'items'", id="a list"),
+        pytest.param(lambda r: r.update(warnings=None), "NoneType", id="a null"),
+    ],
+)
+def test_a_recording_that_cannot_be_read_says_why(spoil: Callable[[dict[str, Any]], object], words: str) -> None:
+    """Whatever is missing, unknown or of another kind: ValueError, with the part's name."""
+    raw = json.loads(json.dumps(to_json(FULL, ZERO_S)))
+    spoil(raw)
+    with pytest.raises(ValueError, match=f"the recording cannot be read: .*{words}"):
+        from_json(raw)

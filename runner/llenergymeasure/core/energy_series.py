@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from statistics import fmean, median, variance
-from typing import Literal
+from typing import Any, Literal
 
 from llenergymeasure.core.contracts import DeviceEnergy, Edges
 from llenergymeasure.core.errors import MeasurementError
@@ -333,6 +333,19 @@ def device_energy(
         found.power_before_w,
         found.power_after_w,
     )
+
+
+def counter_facts(series: EnergySeries) -> dict[str, Any]:
+    """What the ticks alone tell of a counter: the fields of `SensorFacts` that every recording gives anew."""
+    jitter = series.measured_jitter
+    return {
+        "period_s": series.period_s,
+        "jitter_s": jitter.jitter_s if jitter else None,
+        "jitter_hidden": jitter.hidden if jitter else False,
+        "jitter_used_s": series.jitter_s,
+        "reading_width_s": median(t.after_s - t.before_s for t in series.ticks) if series.ticks else None,
+        "ticks": len(series.ticks),
+    }
 
 
 def total(devices: Iterable[DeviceEnergy]) -> Joules:
