@@ -1,0 +1,99 @@
+"""The records of benchmarks that hang on replaying recordings, and what docs/measurement.md says of them."""
+
+import gzip
+import importlib
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fakes.recorded_run import NAMES, TRACES
+from llenergymeasure import replay
+from llenergymeasure.core.energy_series import DEFAULT_JITTER_S
+
+ROOT = Path(__file__).resolve().parents[2]
+ALARMS: dict[str, Any] = json.loads((ROOT / "benchmarks/results/alarms.json").read_text(encoding="utf-8"))
+KINDS = ("own", "level", "earlier")
+UNSETTLED = {
+    "spread 00004_c2_llem-7b-pytorch_e778fbef",
+    "planted 00001_c1_llem-7b-pytorch_426f88fc",
+    "planted 00003_c2_llem-7b-pytorch_426f88fc",
+}
+
+
+@pytest.fixture
+def alarms(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/alarms.py, which is no package; it has `recorded` with it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("alarms")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trace_is_what_the_record_gives(name: str, alarms: ModuleType) -> None:
+    """The traces that the tests replay are those that benchmarks/recorded.py writes."""
+    text = gzip.decompress((TRACES / f"{name}.json.gz").read_bytes()).decode()
+    assert text == alarms.recorded.trace(*alarms.recorded.TRACES[name])
+
+
+def test_no_self_test_of_the_first_format_is_believed(alarms: ModuleType) -> None:
+    """Its jitter was 0 and its lag 2.0 ms in four of the runs; the edges are cut with the default in all."""
+    found = [(r, s) for f in alarms.recorded.FILES for r in alarms.recorded.runs(f) for s in r.result.sensors.values()]
+    assert sum((s.jitter_used_s, s.jitter_source) == (0.0, "self-test") for _, s in found) == 4
+    for run, _ in found:
+        seen = replay.observed(run.result, run.raw)
+        (facts,), (series,) = seen.energy.sensors.values(), seen.energy.series.values()
+        assert (facts.jitter_used_s, series.jitter_s, facts.jitter_source) == (DEFAULT_JITTER_S,) * 2 + ("default",)
+        assert facts.lag_s is None
+        assert "self-test" in facts.lag_reason
+
+
+def test_the_record_of_alarms_is_what_this_version_says(alarms: ModuleType) -> None:
+    """Window by window; benchmarks/alarms.py writes it."""
+    runs = [run for source in alarms.recorded.FILES for run in alarms.recorded.runs(source)]
+    for least_s in alarms.LENGTHS_S:
+        found = [w for run in runs for w in alarms.windows(run, least_s)]
+        told = ALARMS[f"windows_of_{least_s:g}_s"]
+        now = alarms.summary(found)
+        assert told["with_alarms"] == alarms.rows(found)
+        assert told["recordings"] == now["recordings"]
+        for kind in KINDS:  # the largest drift is a float of another machine
+            assert told[kind] == {**now[kind], "largest_power_drift": told[kind]["largest_power_drift"]}
+
+
+def test_a_settling_that_did_not_end_settled_is_an_alarm_of_the_measured_window(alarms: ModuleType) -> None:
+    """The user of that window is warned; windows of the settling itself lie before that was known."""
+    runs = [run for source in alarms.recorded.FILES for run in alarms.recorded.runs(source)]
+    found = [w for run in runs for w in alarms.windows(run, 10.0) if "not_settled" in w.alarms]
+    assert {w.run for w in found} == UNSETTLED
+    assert {w.kind for w in found} == {"own"}
+
+
+def test_the_page_says_what_the_record_holds() -> None:
+    """Windows and alarms of 10 s and of 5 s, by kind and in all."""
+    section = (ROOT / "docs/measurement.md").read_text(encoding="utf-8").partition("## Judging a recording again")[2]
+    page = re.sub(r"\s+", " ", section.partition("\n## ")[0])
+    own, level, earlier = (ALARMS["windows_of_10_s"][kind] for kind in KINDS)
+    windows, alarmed = counts(ALARMS["windows_of_10_s"])
+    assert f"hold {windows} windows of at least 10 s" in page
+    assert f"and {alarmed} of these have an alarm: " in page
+    for kind, words in (
+        (own, " measured windows"),
+        (level, " that were cut from the level end"),
+        (earlier, " from before"),
+    ):
+        assert f"{kind['windows_with_alarms']} of {kind['windows']}{words}" in page
+    given = {c.rstrip("!") for k in (own, level, earlier) for c in k["alarms"]}
+    assert given == {"power_drift", "not_settled"}
+    assert f"Each alarm is `power_drift` ({sum(k['invalid'] for k in (own, level, earlier))} of them invalid)" in page
+    assert f"{own['alarms']['not_settled']} of the measured windows" in page
+    windows, alarmed = counts(ALARMS["windows_of_5_s"])
+    assert f"Of {windows} windows of 5 s or more {alarmed} have an alarm" in page
+    assert f"correlation of {ALARMS['pace']['correlation']:.2f}, at {ALARMS['pace']['power_per_pace']:.2f} %" in page
+
+
+def counts(told: dict[str, Any]) -> tuple[int, int]:
+    """Windows, and those with an alarm, of all kinds."""
+    return sum(told[kind]["windows"] for kind in KINDS), sum(told[kind]["windows_with_alarms"] for kind in KINDS)
