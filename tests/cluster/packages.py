@@ -1,4 +1,4 @@
-"""Installs the Debian packages that a node and its images need, if they are missing."""
+"""Installs the Debian packages that a node, its images and their tests need, if they are missing."""
 
 import os
 import shutil
@@ -8,7 +8,10 @@ from pathlib import Path
 from places import ClusterError, say
 
 # package → a file that shows that it is there
-_CONTROL_PLANE = {"openssl": "/usr/bin/openssl"}
+_CONTROL_PLANE = {
+    "openssl": "/usr/bin/openssl",
+    "lua5.4": "/usr/bin/lua5.4",  # Argo CD's language: the chart's health checks are run in it
+}
 _NODE = {
     **_CONTROL_PLANE,
     "containerd": "/usr/bin/containerd",

@@ -580,7 +580,7 @@ def test_definitions_of_another_owner_are_taken_over_only_when_told(installed: I
 
 
 def lua() -> str:
-    """A Lua interpreter of this machine; the tests that need one are skipped without."""
+    """A Lua interpreter of this machine; without one, beside a cluster that was there, what needs one is skipped."""
     for name in ("lua5.4", "lua5.3", "lua5.1", "lua"):
         if subprocess.run(["which", name], capture_output=True, check=False).returncode == 0:
             return name
@@ -628,6 +628,7 @@ STATES = pytest.mark.parametrize(
 
 
 @STATES
+@pytest.mark.usefixtures("control_plane")  # which installs Lua, too
 def test_argo_cd_sees_the_health(kind: str, status: dict[str, Any] | None, health: str) -> None:
     """The Lua that is shipped, in a real interpreter, for every combination of conditions that occurs."""
     data = yaml.safe_load((CHART / "gitops" / "argocd-health.yaml").read_text(encoding="utf-8"))["data"]
