@@ -144,9 +144,18 @@ def power_cap(results: Results) -> str:
     return f"{span(shares, '%')} of the window{where}"
 
 
+def state(results: Results) -> str:
+    """How warm and how fast the GPU was on average inside the window: the hottest and the slowest of several GPUs."""
+    warmth = [r.conditions.temperature_c for r in results if r.conditions.temperature_c is not None]
+    clocks = [r.conditions.sm_clock_mhz for r in results if r.conditions.sm_clock_mhz is not None]
+    parts = [span([round(t) for t in warmth], "°C")] if warmth else []
+    parts += [f"SM clock {span([round(c) for c in clocks], 'MHz')}"] if clocks else []
+    return ", ".join(parts) or DASH
+
+
 def drifts(results: Results) -> str:
     """Last third of the window against the first, the worst of several runs."""
-    names = {"power": "power_drift", "clocks": "clock_drift"}
+    names = {"power": "power_drift", "batches per second": "pace_drift", "clocks": "clock_drift"}
     parts = []
     for word, field in names.items():
         values = [v for r in results if (v := getattr(r.conditions, field)) is not None]

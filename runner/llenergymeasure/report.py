@@ -138,6 +138,7 @@ def _rests_on(result: ExperimentResult) -> list[tuple[str, str]]:
         ("sensor", evidence.sensor([result])),
         ("calibration", evidence.calibration([result])),
         ("settling", evidence.settling([result])),
+        ("GPU in the window", evidence.state([result])),
         ("power cap", evidence.power_cap([result])),
     ]
     return [(name, text) for name, text in lines if text != DASH]

@@ -186,6 +186,7 @@ def method(study: StudyResult, results: Sequence[ExperimentResult]) -> Facts:
         ("sensor", evidence.sensor(results)),
         ("calibration", evidence.calibration(results)),
         ("idle power", _baseline(results)),
+        ("GPU in the window", evidence.state(results)),
         ("power cap", evidence.power_cap(results)),
         ("drift inside the window", evidence.drifts(results)),
         ("uncertainty", _uncertainty(results)),

@@ -19,7 +19,8 @@ KNOWN: dict[str, Any] = {
     },
     "cross_check": {"source": "average power", "ratio": 0.9951, "excess": 0.001, "allowance": 0.004,
                     "ratios": {"average power": 0.9951, "sample buffer": 1.0012}},
-    "conditions": {"power_cap_share": 1.0, "power_limit_w": 700.0, "power_drift": -0.012, "clock_drift": 0.001},
+    "conditions": {"power_cap_share": 1.0, "power_limit_w": 700.0, "power_drift": -0.012, "clock_drift": 0.001,
+                   "pace_drift": -0.02, "temperature_c": 46.7, "sm_clock_mhz": 1965.2},
     "settle": {"settled": True, "seconds": 33.86, "power_drift": -0.0028, "temperature_change_c": 2.0, "reason": "level"},
     "sensors": {"GPU-a": {"period_s": 0.09999, "jitter_s": 0.0006, "edges": "quiet"}},
 }  # fmt: skip
@@ -41,7 +42,8 @@ ONE = [
     ("power_cap", "100 % of the window at a limit of 700 W"),
     ("settling", ("settled after 33.9 s under load; at its end power \N{MINUS SIGN}0.3 % in 10 s, temperature 2 °C in "
      "20 s")),
-    ("drifts", "power \N{MINUS SIGN}1.2 %, clocks +0.1 %"),
+    ("state", "47 °C, SM clock 1965 MHz"),
+    ("drifts", "power \N{MINUS SIGN}1.2 %, batches per second \N{MINUS SIGN}2.0 %, clocks +0.1 %"),
 ]  # fmt: skip
 
 
@@ -49,6 +51,12 @@ ONE = [
 def test_one_run_is_told(name: str, text: str) -> None:
     """Each fact in a sentence with its figures."""
     assert getattr(evidence, name)([run()]) == text
+
+
+def test_runs_at_different_temperatures_show_their_range() -> None:
+    """The coolest and the warmest run."""
+    runs = [run(conditions={"temperature_c": c}) for c in (59.2, 46.7, None)]
+    assert evidence.state(runs) == "47 to 59 °C"
 
 
 def test_a_jitter_that_the_readings_hide_is_less_than_its_limit() -> None:
