@@ -12,7 +12,6 @@ alarm of the run's own window, which is what a user gets; windows of the settlin
 
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from statistics import correlation, linear_regression
 from typing import Any
 
 import recorded
+from gpu_model import stamp
 
 from llenergymeasure import record, replay
 from llenergymeasure.core.contracts import Generation, Request, Window
@@ -58,12 +58,12 @@ def codes(result: ExperimentResult, kind: str) -> tuple[str, ...]:
 def windows(run: recorded.Recorded, least_s: float) -> Iterator[Judged]:
     """The run's own window, and those of its settling from the last one backwards."""
     seen = replay.observed(run.result, run.raw)
-    yield judged(run, "own", [*recorded.prefills(run.raw, 0.0, run.raw["window_s"]), run.raw["window_s"]], seen)
+    yield judged(run, "own", seen)
     starts = settling_starts(run)
     settled = run.result.settle is not None and bool(run.result.settle.settled)
     for cuts in whole_batches(starts, least_s):
         level = settled and cuts[0] >= starts[-1] - LEVEL_S - (cuts[1] - cuts[0])
-        yield judged(run, "level" if level else "earlier", cuts, cut(seen, cuts))
+        yield judged(run, "level" if level else "earlier", cut(seen, cuts))
 
 
 def settling_starts(run: recorded.Recorded) -> list[float]:
@@ -102,8 +102,8 @@ def cut(seen: Observation, cuts: Sequence[float]) -> Observation:
     )
 
 
-def judged(run: recorded.Recorded, kind: str, cuts: Sequence[float], seen: Observation) -> Judged:
-    """What is said of a window whose batches begin and end at these instants."""
+def judged(run: recorded.Recorded, kind: str, seen: Observation) -> Judged:
+    """What is said of a window."""
     result, single = record.build(seen), seen.work.concurrency == 1
     return Judged(
         run=f"{run.source.split('_')[1]} {run.name}",
@@ -112,14 +112,8 @@ def judged(run: recorded.Recorded, kind: str, cuts: Sequence[float], seen: Obser
         end_s=round(seen.window.end_s, 3),
         alarms=codes(result, kind),
         power_drift=result.conditions.power_drift,
-        pace_drift=None if single else pace_drift(cuts),
+        pace_drift=None if single else result.conditions.pace_drift,
     )
-
-
-def pace_drift(cuts: Sequence[float]) -> float:
-    """Batches per second of the last third of the batches over those of the first, less one."""
-    third = (len(cuts) - 1) // 3
-    return (cuts[third] - cuts[0]) / (cuts[-1] - cuts[-1 - third]) - 1
 
 
 def pace(found: Sequence[Judged]) -> dict[str, float]:
@@ -153,9 +147,7 @@ def rows(found: Sequence[Judged]) -> list[str]:
 def main() -> None:
     """Judge every window of every recording and write the record."""
     runs = [run for source in recorded.FILES for run in recorded.runs(source)]
-    text: dict[str, Any] = {
-        "command": "python benchmarks/alarms.py OUT.json", "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }  # fmt: skip
+    text: dict[str, Any] = stamp("python benchmarks/alarms.py OUT.json")
     for least_s in LENGTHS_S:
         found = [w for run in runs for w in windows(run, least_s)]
         text[f"windows_of_{least_s:g}_s"] = summary(found) | {"with_alarms": rows(found)}

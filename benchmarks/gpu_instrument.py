@@ -82,8 +82,8 @@ TURNS, TURN_S = 6, 15.0  # an idle board drifts by more than 0.5 W in a minute: 
 def sampler(_out: Path) -> dict[str, Any]:
     """Idle power with the sampler inside a window less without it, in pairs that take turns, and its CPU time."""
     devices, pairs, cpu = visible_devices()[:1], [], []
+    turns = {"without": lambda: mean_power_w(TURN_S), "with": lambda: recorded(devices, cpu)}
     for i in range(TURNS):
-        turns = {"without": lambda: mean_power_w(TURN_S), "with": lambda: recorded(devices, cpu)}
         order = ["without", "with"] if i % 2 == 0 else ["with", "without"]
         pairs.append({name: turns[name]() for name in order})
     differences = [p["with"] - p["without"] for p in pairs]

@@ -49,11 +49,10 @@ class Run:
         return self.recording.series[self.gpu]
 
     @property
-    def temperature_c(self) -> float | None:
-        """Mean temperature of the board inside the window."""
-        inside = [r for r in self.recording.readings if 0 <= r.t_s <= self.window_s]
-        known = [r.temperature_c for r in inside if r.temperature_c is not None]
-        return fmean(known) if known else None
+    def temperature_c(self) -> float:
+        """Mean temperature of the board inside the window; StatisticsError if it has no thermometer."""
+        inside = [r.temperature_c for r in self.recording.readings if 0 <= r.t_s <= self.window_s]
+        return fmean(c for c in inside if c is not None)
 
     def joules_per_token(self, scale: float = 1.0) -> float:
         """From the recorded ticks, each multiplied by `scale`."""

@@ -21,9 +21,8 @@ from typing import Any
 
 from gpu_model import stamp
 from judge import Run, read
+from recorded import PREFILL, rises
 
-PEAK = 1.25  # of the median power: only prefill reaches it
-APART = 5  # samples below it before a peak begins
 LEAST_BATCHES = 6
 ODD = 0.3  # a batch that differs by more from the median time has a peak missed or invented
 
@@ -33,10 +32,8 @@ def batches(run: Run) -> list[tuple[float, float]]:
     rows = [(s.t_s, s.power_w) for s in run.recording.samples[run.gpu] if -0.1 <= s.t_s <= run.window_s + 0.1]
     if len(rows) < 2:
         return []
-    high = PEAK * median(p for _, p in rows)
-    above = [p > high for _, p in rows]
-    begins = [i for i in range(APART, len(rows)) if above[i] and not any(above[i - APART : i])]
-    crossings = [_crossing(rows[i - 1], rows[i], high) for i in begins]
+    level_w = PREFILL * median(p for _, p in rows)
+    crossings = [_crossing(rows[i - 1], rows[i], level_w) for i in rises(rows, level_w)]
     times = [t for t, _ in rows]
     joules = [0.0, *accumulate((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(rows))]
     found = [(b - a, _at(times, joules, b) - _at(times, joules, a)) for a, b in pairwise(crossings)]

@@ -12,7 +12,7 @@ conditions, second readings and the verdict are not among these.
 import gzip
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import median
@@ -116,11 +116,15 @@ def prefills(raw: Mapping[str, Any], start_s: float, end_s: float) -> list[float
     """When the power of the sample buffer rose as at the prefill of eight prompts or more, s: a batch begins."""
     (samples,) = raw["samples"].values()
     rows = [(t, p) for t, p in zip(samples["t_s"], samples["power_w"], strict=True) if start_s <= t <= end_s]
-    level_w = PREFILL * median(p for _, p in rows)
-    found: list[float] = []
-    for (_, before_w), (t, power_w) in pairwise(rows):
-        if power_w > level_w >= before_w and (not found or t - found[-1] > LEAST_BATCH_S):
-            found.append(t)
+    return [rows[i][0] for i in rises(rows, PREFILL * median(p for _, p in rows))]
+
+
+def rises(rows: Sequence[tuple[float, float]], level_w: float) -> list[int]:
+    """Positions of samples (s, W) at which the power has risen above a level, at most one within a batch."""
+    found: list[int] = []
+    for i, ((_, before_w), (t, power_w)) in enumerate(pairwise(rows), start=1):
+        if power_w > level_w >= before_w and (not found or t - rows[found[-1]][0] > LEAST_BATCH_S):
+            found.append(i)
     return found
 
 

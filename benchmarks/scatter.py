@@ -13,7 +13,6 @@ the others, too, which tells a law from a curve through few points.
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -22,36 +21,43 @@ from statistics import fmean
 from typing import Any
 
 from gpu_model import stamp
-from judge import Run, read
+from judge import Run, groups, read
 
 from llenergymeasure.core.least_squares import Solution, least_squares
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run; all as shares of its configuration's mean joules per token."""
+    """One run; the fit takes everything as a share of its configuration's mean, so that configurations weigh alike."""
 
-    key: tuple[str, str]
     run: Run
-    energy: float
-    pace_per_w: float  # seconds per token / mean joules per token: what one more watt would add, as a share
+    energy_j: float  # per token
+    mean_j: float  # of the configuration's runs
+    pace_per_w: float  # seconds per token / mean_j: what one more watt would add
     warmth_per_w_c: float  # the same times (temperature - mean): what one more watt per °C would add
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The file, and the configuration in it."""
+        return self.run.source, self.run.key
+
+    @property
+    def energy(self) -> float:
+        """Joules per token over the configuration's mean."""
+        return self.energy_j / self.mean_j
 
 
 def points(runs: Sequence[Run]) -> list[Point]:
     """The runs of every configuration that was repeated."""
-    told = [(r, r.joules_per_token(), r.window_s / r.result["output_tokens"], r.temperature_c) for r in runs]
-    known = [(r, e, s, c) for r, e, s, c in told if c is not None]
-    counts = Counter((r.source, r.key) for r, *_ in known)
-    middle_c = fmean(c for *_, c in known)
+    middle_c = fmean(r.temperature_c for r in runs)
     found = []
-    for run, energy_j, seconds, warmth_c in known:
-        key = (run.source, run.key)
-        if counts[key] > 1:
-            mean_j = fmean(e for r, e, *_ in known if (r.source, r.key) == key)
-            pace = seconds / mean_j
-            found.append(Point(key, run, energy_j / mean_j, pace, pace * (warmth_c - middle_c)))
-    return found
+    for some in groups(runs).values():
+        energies_j = [r.joules_per_token() for r in some]
+        mean_j = fmean(energies_j)
+        for run, energy_j in zip(some, energies_j, strict=True):
+            pace = run.window_s / run.result["output_tokens"] / mean_j
+            found.append(Point(run, energy_j, mean_j, pace, pace * (run.temperature_c - middle_c)))
+    return [p for p in found if sum(q.key == p.key for q in found) > 1]
 
 
 def solved(told: Sequence[Point], columns: Sequence[str]) -> tuple[Solution, int]:
@@ -111,16 +117,15 @@ def judged(runs: Sequence[Run]) -> dict[str, Any]:
 
 def constants(told: Sequence[Point], fit: Solution) -> list[dict[str, Any]]:
     """What a token takes beside waiting and leaking at mean temperature, J: equal work must have equal constants."""
-    keys = sorted({p.key for p in told})
-    means = [fmean(p.run.joules_per_token() for p in told if p.key == k) for k in keys]
+    means_j = {p.key: p.mean_j for p in told}
     return [
         {
-            "file": key[0],
-            "configuration": key[1],
-            "joules_per_token": fit.values[i] * mean,
-            "std_error": fit.errors[i] * mean,
+            "file": file,
+            "configuration": name,
+            "joules_per_token": fit.values[i] * means_j[file, name],
+            "std_error": fit.errors[i] * means_j[file, name],
         }
-        for i, (key, mean) in enumerate(zip(keys, means, strict=True))
+        for i, (file, name) in enumerate(sorted(means_j))
     ]
 
 
@@ -130,7 +135,7 @@ def _row(point: Point, residual: float, missed: float) -> dict[str, Any]:
         "file": run.source,
         "configuration": run.key,
         "cycle": run.cycle,
-        "joules_per_token": run.joules_per_token(),
+        "joules_per_token": point.energy_j,
         "tokens_per_second": run.result["output_tokens"] / run.window_s,
         "temperature_c": run.temperature_c,
         "loaded_idle_power_w": run.result["loaded_idle_power_w"],
