@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from llenergymeasure.core.result import ExperimentResult, Sensor, SettleResult
 from llenergymeasure.core.uncertainty import GAIN_LIMIT, Uncertainty
-from llenergymeasure.wording import DASH, number, percent
+from llenergymeasure.wording import DASH, number, percent, signed_percent
 
 Results = Sequence[ExperimentResult]
 
@@ -160,7 +160,7 @@ def drifts(results: Results) -> str:
     for word, field in names.items():
         values = [v for r in results if (v := getattr(r.conditions, field)) is not None]
         if values:
-            parts.append(f"{word} {100 * max(values, key=abs):+.1f} %".replace("-", "\N{MINUS SIGN}"))
+            parts.append(f"{word} {signed_percent(max(values, key=abs), 1)}")
     return ", ".join(parts) or DASH
 
 
@@ -188,6 +188,6 @@ def _still_moved(found: Sequence[SettleResult]) -> list[str]:
     """Power and temperature at the end of the settling, the worst of several runs."""
     power = [s.power_drift for s in found if s.power_drift is not None]
     warmth = [s.temperature_change_c for s in found if s.temperature_change_c is not None]
-    parts = [f"power {100 * max(power, key=abs):+.1f} % in 10 s".replace("-", "\N{MINUS SIGN}")] if power else []
+    parts = [f"power {signed_percent(max(power, key=abs), 1)} in 10 s"] if power else []
     parts += [f"temperature {max(warmth):g} °C in 20 s"] if warmth else []
     return [f"at its end {', '.join(parts)}"] if parts else []

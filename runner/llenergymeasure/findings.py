@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from llenergymeasure.core.comparison import ENERGY, SPEED, PairComparison, QuantityComparison
 from llenergymeasure.core.result import ExperimentResult, ExperimentStatistics, StudyResult
-from llenergymeasure.wording import counted, merged, number, percent, plus_minus
+from llenergymeasure.wording import counted, merged, number, percent, plus_minus, signed_percent
 
 POWER = "mean_power_w"
 NAMED_AT_MOST = 3  # configurations in one sentence
@@ -340,11 +340,8 @@ def drift_text(study: StudyResult, quantity: str) -> str | None:
     drift = comparison.drift if comparison else None
     if drift is None:
         return None
-    text = f"Cycle {drift.to_cycle} against cycle {drift.from_cycle}, all configurations: {_change(drift.ratio)}"
+    change = signed_percent(drift.ratio - 1, 2)
+    text = f"Cycle {drift.to_cycle} against cycle {drift.from_cycle}, all configurations: {change}"
     if drift.low is not None and drift.high is not None:
-        text += f" (95 %: {_change(drift.low)} to {_change(drift.high)})"
+        text += f" (95 %: {signed_percent(drift.low - 1, 2)} to {signed_percent(drift.high - 1, 2)})"
     return f"{text}."
-
-
-def _change(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.2f} %".replace("-", "\N{MINUS SIGN}")

@@ -35,6 +35,11 @@ def percent(fraction: float) -> str:
     return f"{number(100 * fraction, 2)} %"
 
 
+def signed_percent(fraction: float, digits: int) -> str:
+    """A change in per cent with so many decimals and its sign."""
+    return f"{100 * fraction:+.{digits}f} %".replace("-", "\N{MINUS SIGN}")
+
+
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 

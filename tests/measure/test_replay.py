@@ -28,13 +28,13 @@ CUT_BY_BATCHES = {"power_drift": 0.001, "clock_drift": 0.001, "temperature_chang
 """Figures of a window's thirds, and how far they may be off: when batches began is not known exactly, see below."""
 
 
-def close(value: Any, wanted: Any, where: str) -> None:
+def close(value: Any, wanted: Any, where: str, *, rel: float = 1e-6, abs_: float = 1e-9) -> None:
     """Equal but for the recording's rounding to a microsecond and a microjoule."""
     if isinstance(wanted, Mapping):
         for name, part in wanted.items():
-            close(value[name], part, f"{where}.{name}")
+            close(value[name], part, f"{where}.{name}", rel=rel, abs_=abs_)
     elif isinstance(wanted, float):
-        assert value == pytest.approx(wanted, rel=1e-6, abs=1e-9), where
+        assert value == pytest.approx(wanted, rel=rel, abs=abs_), where
     else:
         assert value == wanted, where
 
@@ -151,18 +151,7 @@ def test_a_run_of_today_is_judged_alike_from_its_files(run: Callable[..., Measur
     again = replay.judged_again(measured.result, json.loads(json.dumps(measured.raw)))
     now, then = again.model_dump(), measured.result.model_dump()
     for name in now:
-        assert_alike(now[name], then[name], name)
-
-
-def assert_alike(value: Any, wanted: Any, where: str) -> None:
-    """Equal but for what rounding to a microsecond does to half a second."""
-    if isinstance(wanted, Mapping):
-        for name, part in wanted.items():
-            assert_alike(value[name], part, f"{where}.{name}")
-    elif isinstance(wanted, float):
-        assert value == pytest.approx(wanted, rel=1e-3, abs=1e-5), where
-    else:
-        assert value == wanted, where
+        close(now[name], then[name], name, rel=1e-3, abs_=1e-5)  # what a microsecond does to half a second
 
 
 def test_a_recording_without_batches_is_refused() -> None:

@@ -229,10 +229,10 @@ def _drifts(
 
 
 def pace_drift(generations: Sequence[Generation], thirds: tuple[Span, Span] | None) -> float | None:
-    """Change of the output tokens per second between thirds.
+    """Change of the batches per second between thirds.
 
-    None for work whose batches are not known, and where the thirds hold batches of other lengths: then tokens per
-    second say what was asked for, not how fast it was done.
+    None for work whose batches are not known, and where the thirds hold batches of other lengths: then their time says
+    what was asked for, not how fast it was done.
     """
     if thirds is None:
         return None

@@ -94,11 +94,10 @@ def _percent(fraction: float, digits: int = 1) -> str:
 def _window(e: Evidence) -> Finding | None:
     if e.window_s >= SHORT_WINDOW_S or e.energy_j is None:
         return None
-    fix = LONGER
     if e.window_s < MIN_WINDOW_S:
         sentence = f"The window lasted {e.window_s:.2f} s; below {MIN_WINDOW_S:g} s the edges dominate"
-        return Finding(True, "window_too_short", sentence, fix)
-    return Finding(False, "short_window", f"the window lasted {e.window_s:.1f} s", fix)
+        return Finding(True, "window_too_short", sentence, LONGER)
+    return Finding(False, "short_window", f"the window lasted {e.window_s:.1f} s", LONGER)
 
 
 def _precision(e: Evidence) -> Finding | None:
@@ -187,12 +186,13 @@ def _clock_drift(e: Evidence) -> Finding | None:
     return Finding(False, "clock_drift", sentence, "let the GPU settle longer (warmup.thermal_floor_seconds)")
 
 
-def _host_changed_pace(c: Conditions, power_drift: float) -> bool:
-    """Whether the pace took the power along while the GPU's clocks held: then the host is what changed."""
+def _pace_of_the_host(c: Conditions, power_drift: float) -> float | None:
+    """The change of pace, if it took the power along while the GPU's clocks held: then the host is what changed."""
     pace, clocks = c.pace_drift, c.clock_drift
     if pace is None or clocks is None or (c.throttled_share or 0.0) > SLOWED:
-        return False
-    return pace * power_drift > 0 and abs(pace) > abs(power_drift) / 2 and abs(clocks) < abs(pace) / 4
+        return None
+    follows = pace * power_drift > 0 and abs(pace) > abs(power_drift) / 2
+    return pace if follows and abs(clocks) < abs(pace) / 4 else None
 
 
 def _power_drift(e: Evidence) -> Finding | None:
@@ -201,8 +201,9 @@ def _power_drift(e: Evidence) -> Finding | None:
         return None
     sentence = f"Power in the window's last third was {100 * drift:+.1f} % off that in the first"
     fix = "let the GPU settle longer (warmup.thermal_floor_seconds), or measure a longer window"
-    if _host_changed_pace(e.conditions, drift):
-        sentence += f", its batches per second {100 * (e.conditions.pace_drift or 0):+.1f} % while the clocks held"
+    pace = _pace_of_the_host(e.conditions, drift)
+    if pace is not None:
+        sentence += f", its batches per second {100 * pace:+.1f} % while the clocks held"
         fix = "keep the host's processor free for this run, or measure a longer window"
     return Finding(abs(drift) > TOO_MUCH_POWER_DRIFT, "power_drift", sentence, fix)
 
