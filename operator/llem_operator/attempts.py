@@ -130,10 +130,10 @@ def _job_failed_without_pod(end: Mapping[str, Any]) -> Ended:
     code = _code_in(message)
     if "DisruptionTarget" in message:
         return Ended("Failed", "Disrupted", message, "infrastructure", None, at)
-    if code is not None:
-        reason, budget = EXITS.get(code, ("EngineCrashed", "measurement"))
-        return Ended("Failed", reason, message, budget, code, at)
-    return Ended("Lost", "PodDeleted", message or "the pod was deleted by hand", "infrastructure", None, at)
+    if code is None or code == KILLED:  # a pod that is told to go is killed when its grace is over
+        return Ended("Lost", "PodDeleted", message or "the pod was deleted by hand", "infrastructure", code, at)
+    reason, budget = EXITS.get(code, ("EngineCrashed", "measurement"))
+    return Ended("Failed", reason, message, budget, code, at)
 
 
 def _code_in(message: str) -> int | None:

@@ -1,9 +1,12 @@
 """What people delete by hand comes back where it must, is never measured twice, and leaves nothing behind."""
 
+import os
+import signal
 from typing import Any
 
 import pytest
 
+from cli.process import processes_with
 from cluster.operators import ON_THE_CPU, Bench, conditions, reason, wait_for
 from cluster.oracles import Recorder, doubled, orphans, reopened, sound
 
@@ -44,6 +47,29 @@ def test_deleted_while_running(bench: Bench) -> None:
         assert reason(study) == "Completed"
         assert len(bench.stored(study)) == 4
         assert sound(bench, "hands", recorder=recorder) == []
+
+
+def test_killed_by_force_while_nobody_looked(bench: Bench) -> None:
+    """The pod is gone and only its Job remembers that the container was killed: lost, not an engine that crashed."""
+    bench.study("unseen", SLOW)
+    name = bench.measuring("unseen")["metadata"]["name"]
+    (pod,) = (p["metadata"]["name"] for p in bench.pods(name))
+    for process in processes_with("HOSTNAME", pod):
+        os.kill(process, signal.SIGSTOP)  # deaf to SIGTERM, as an engine in native code is
+    bench.scale(0)
+    bench.kube.ok("delete", "pod", pod, "--grace-period=0", "--force")
+    wait_for(lambda: bench.pods(name) == [])
+    (job,) = bench.jobs("unseen")
+    bench.kube.ok("wait", "job", job["metadata"]["name"], "--for=condition=Failed", "--timeout=60s")
+    said = conditions(bench.kube.get("job", job["metadata"]["name"]))["Failed"]["message"]
+    assert "exit code 137" in said
+
+    bench.scale(1)
+    bench.finished("unseen")
+    rows = bench.child("unseen")["status"]["attempts"]
+    assert [(r["outcome"], r["reason"]) for r in rows] == [("Lost", "PodDeleted"), ("Completed", "ResultStored")]
+    assert rows[0]["exitCode"] == 137
+    assert sound(bench, "unseen") == []
 
 
 def test_deleted_while_pending(bench: Bench) -> None:

@@ -141,6 +141,7 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str, str, str]] = {
     "0, says failed": (job(), gone(ended(0, failed(16))), "Failed", "ResultMissing", "infrastructure"),
     "pod gone, code in the Job": (job(end=("Failed", RULE.format(11))), None, "Failed", "HardwareError", "none"),
     "pod gone, crash in the Job": (job(end=("Failed", RULE.format(139))), None, "Failed", "EngineCrashed", "measurement"),
+    "pod gone, killed in the Job": (job(end=("Failed", RULE.format(137))), None, "Lost", "PodDeleted", "infrastructure"),
     "pod gone, disrupted": (
         job(end=("Failed", "Pod bench/x has condition DisruptionTarget matching FailJob rule at index 0")), None,
         "Failed", "Disrupted", "infrastructure",
