@@ -1,8 +1,9 @@
 """One visit to a machine with four GPUs, about 25 minutes: everything of docs/benchmarks.md that is taken there.
 
 Each GPU works through its own lane, all lanes at once, so that a GPU does one thing at a time and a visit costs little
-more than its longest lane. What a part has written when its time is up is kept. With fewer GPUs the lanes follow each
-other on those there are, as far as --minutes goes.
+more than its longest lane. Each lane has processor cores of its own: the host's pace shows in the joules. What a part
+has written when its time is up is kept. With fewer GPUs the lanes follow each other on those there are, as far as
+--minutes goes.
 
     python benchmarks/gpu_visit.py OUTDIR [--minutes 25] [--cycles 5] [--window-s 20]
 
@@ -60,6 +61,13 @@ def gpus() -> list[str]:
     return done.stdout.split()
 
 
+def cores(lanes_at_once: int) -> list[str]:
+    """This process's cores, divided among the lanes, as taskset takes them."""
+    mine = sorted(os.sched_getaffinity(0))
+    each = max(1, len(mine) // lanes_at_once)
+    return [",".join(str(c) for c in mine[i * each : (i + 1) * each] or mine) for i in range(lanes_at_once)]
+
+
 def limited(command: list[str], env: dict[str, str], log: IO[str], limit_s: float) -> int:
     """Run a script, end it in order at its limit, and leave nothing of it at the GPU; gives its exit code."""
     process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -77,14 +85,14 @@ def limited(command: list[str], env: dict[str, str], log: IO[str], limit_s: floa
         process.wait()
 
 
-def work(lane: list[Part], gpu: str, out: Path, end_s: float, whole_s: float) -> None:
-    """Do one lane on one GPU."""
+def work(lane: list[Part], gpu: str, own_cores: str, out: Path, end_s: float, whole_s: float) -> None:
+    """Do one lane on one GPU and its cores."""
     env = bench.environment(CUDA_VISIBLE_DEVICES=gpu)
     for part in lane:
         limit_s = end_s - (1 - part.until) * whole_s - time.monotonic() - GRACE_S
         if limit_s < GRACE_S:
             continue
-        command = [sys.executable, str(HERE / part.script), str(out), *part.arguments]
+        command = ["taskset", "-c", own_cores, sys.executable, str(HERE / part.script), str(out), *part.arguments]
         log = out / f"{part.script.removesuffix('.py')}_{part.arguments[0]}_{gpu[-4:]}.log"
         began_s = time.monotonic()
         with log.open("w") as file:
@@ -113,8 +121,8 @@ def main() -> None:
     found, plan = gpus(), lanes(a.cycles, a.window_s)
     each = [[part for lane in plan[i :: len(found)] for part in lane] for i in range(min(len(found), len(plan)))]
     threads = [
-        threading.Thread(target=work, args=(lane, gpu, a.out, end_s, whole_s))
-        for lane, gpu in zip(each, found, strict=False)
+        threading.Thread(target=work, args=(lane, gpu, own, a.out, end_s, whole_s))
+        for lane, gpu, own in zip(each, found, cores(len(each)), strict=False)
     ]
     for thread in threads:
         thread.start()
