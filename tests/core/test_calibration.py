@@ -57,12 +57,14 @@ def test_every_problem_is_told_at_once() -> None:
 
 def test_joules_and_guards_are_corrected_for_their_time() -> None:
     """1.05 x 4000 J - 2 W x 20 s; uncertainty by the gain alone; powers by both; other boards stay."""
-    parts = (DeviceEnergy(A, 4000.0, 10.0, power_before_w=100.0, power_after_w=110.0), DeviceEnergy("GPU-x", 1.0, 0.1))
+    known = DeviceEnergy(A, 4000.0, 10.0, power_before_w=100.0, power_after_w=110.0, power_before_std_w=0.8)
+    parts = (known, DeviceEnergy("GPU-x", 1.0, 0.1))
     idle = (DeviceEnergy(A, 2000.0, 1.0),)
     found = calibration.corrected(EnergyRecord({"window": parts, "baseline": idle}), read(GOOD), WINDOW)
     first, other = found.windows["window"]
     assert (first.joules, first.std_uncertainty_j) == (pytest.approx(4160.0), pytest.approx(10.5))
     assert (first.power_before_w, first.power_after_w) == (pytest.approx(103.0), pytest.approx(113.5))
+    assert first.power_before_std_w == pytest.approx(0.84)
     assert other == parts[1]
     assert found.windows["baseline"] == idle  # its power is corrected where it becomes one
 

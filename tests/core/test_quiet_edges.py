@@ -67,6 +67,7 @@ def test_spread_of_the_guards_power_enters_with_the_guards_time() -> None:
     sigma2 = 0.006**2 / 12
     by_hand_u = math.sqrt((mean**2 + 110**2) * sigma2 + 0.13**2 * u2_power)
     assert found.power_before_w == pytest.approx(mean)
+    assert found.power_before_std_w == pytest.approx(u2_power**0.5)
     assert found.std_uncertainty == pytest.approx(by_hand_u, rel=1e-6)
 
 

@@ -73,6 +73,7 @@ def _corrected_device(device: DeviceEnergy, seconds: float, board: BoardCalibrat
         device,
         joules=None if device.joules is None else board.gain * device.joules + board.offset_w * seconds,
         std_uncertainty_j=None if device.std_uncertainty_j is None else board.gain * device.std_uncertainty_j,
+        power_before_std_w=None if device.power_before_std_w is None else board.gain * device.power_before_std_w,
         power_before_w=corrected_w(device.power_before_w, board),
         power_after_w=corrected_w(device.power_after_w, board),
     )

@@ -198,7 +198,8 @@ class DeviceEnergy:
     """Joules of one device in one window with their standard uncertainty (J); `joules` None needs a `reason`.
 
     `edges` says how the ends were cut: quiet, loaded, or interpolated where a quiet edge turned out not to be quiet.
-    `power_before_w` and `power_after_w` are the mean powers of the guards around a quiet window: the loaded idle.
+    `power_before_w` and `power_after_w` are the mean powers of the guards around a quiet window: the loaded idle, the
+    first with its standard uncertainty (W) as its ticks scatter.
     """
 
     gpu_uuid: str
@@ -208,6 +209,7 @@ class DeviceEnergy:
     edges: Literal["quiet", "loaded", "interpolated"] | None = None
     power_before_w: float | None = None
     power_after_w: float | None = None
+    power_before_std_w: float | None = None
 
 
 @dataclass(frozen=True)

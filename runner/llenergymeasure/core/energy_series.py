@@ -67,6 +67,7 @@ class Joules:
     """Energy with its standard uncertainty, both in J; `value` is None with a `reason` if it cannot be given.
 
     `edges` says how the ends were cut, `power_before_w` and `power_after_w` are the waiting powers beside quiet ones.
+    `power_before_std_w` is the standard uncertainty of the first.
     """
 
     value: float | None
@@ -75,6 +76,7 @@ class Joules:
     edges: EdgesUsed | None = None
     power_before_w: float | None = None
     power_after_w: float | None = None
+    power_before_std_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,12 @@ class Jitter:
 
 @dataclass(frozen=True)
 class _Edge:
-    """What the counter would show at an edge (J), the variance of that (J²), the waiting power if it was quiet (W)."""
+    """What the counter would show at an edge (J), its variance (J²), and if quiet the waiting power and its u (W)."""
 
     joules: float
     variance: float
     quiet_power_w: float | None = None
+    quiet_std_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,7 @@ class EnergySeries:
         """The counter at a quiet edge: variance (P·sigma_t)² + g²·u²(P)."""
         power_w, variance_w2 = guard
         value = self.ticks[tick].joules + sign * power_w * gap_s
-        return _Edge(value, power_w**2 * self._sigma2(tick) + gap_s**2 * variance_w2, power_w)
+        return _Edge(value, power_w**2 * self._sigma2(tick) + gap_s**2 * variance_w2, power_w, math.sqrt(variance_w2))
 
     def _waiting(self, intervals: range) -> tuple[float, float] | None:
         """Mean power (W) and its variance (W²) of the guard's intervals; None if too few, or not quiet.
@@ -316,7 +319,7 @@ def _difference(begin: _Edge, finish: _Edge, wanted: Edges) -> Joules:
         return Joules(None, reason=f"window_too_short: the edges' uncertainty is {100 * u / energy:.1f} %, above 2 %")
     powers = (begin.quiet_power_w, finish.quiet_power_w)
     used: EdgesUsed = "interpolated" if wanted == "quiet" and None in powers else wanted
-    return Joules(energy, u, None, used, *powers)
+    return Joules(energy, u, None, used, *powers, begin.quiet_std_w)
 
 
 def device_energy(
@@ -332,6 +335,7 @@ def device_energy(
         found.edges,
         found.power_before_w,
         found.power_after_w,
+        found.power_before_std_w,
     )
 
 
