@@ -42,6 +42,9 @@ JUDGED: list[tuple[str, Evidence, str, list[str]]] = [
     ("estimate", replace(CLEAN, source_kind="estimate"), "estimated", ["no_counter"]),
     ("no-source", replace(CLEAN, source_kind=None, energy_j=None), "unmeasured", ["no_energy"]),
     ("constant", replace(CLEAN, energy_j=None, energy_reason="counter_constant: x"), "unmeasured", ["no_energy"]),
+    ("zero-joules", replace(CLEAN, energy_j=0.0), "unmeasured", ["no_energy"]),
+    ("negative-joules", replace(CLEAN, energy_j=-5.0), "unmeasured", ["no_energy"]),
+    ("zero-joules-estimated", replace(CLEAN, energy_j=0.0, source_kind="estimate"), "unmeasured", ["no_energy"]),
     ("reset", replace(CLEAN, energy_j=None, energy_reason="a: counter_reset: x"), "invalid", ["counter_reset"]),
     ("edges-too-wide", replace(CLEAN, energy_j=None, energy_reason="a: window_too_short: x"), "invalid", ["window_too_short"]),
     ("gap", replace(CLEAN, energy_j=None, energy_reason="a: sample_gap: x"), "invalid", ["sample_gap"]),
@@ -155,7 +158,7 @@ def test_power_that_follows_the_pace_at_constant_clocks_blames_the_host(
     st.builds(
         Evidence,
         source_kind=st.sampled_from(["counter", "estimate", "simulated", None]),
-        energy_j=st.none() | st.floats(0.001, 1e9),
+        energy_j=st.none() | st.floats(-1e9, 1e9),
         energy_reason=st.none() | st.sampled_from(["counter_reset: x", "MIG slice", "sample_gap: y"]),
         window_s=st.floats(0.001, 1e5),
         relative_comparison=st.none() | st.floats(0, 1),
@@ -178,7 +181,7 @@ def test_no_evidence_gives_a_state_without_its_reason(evidence: Evidence) -> Non
     """Valid has no reason, everything else has one; without joules nothing is valid or estimated."""
     verdict = judge(evidence)
     assert (verdict.state == "valid") == (verdict.reasons == [])
-    if evidence.energy_j is None:
+    if evidence.energy_j is None or evidence.energy_j <= 0:
         assert verdict.state in ("invalid", "unmeasured")
 
 

@@ -297,6 +297,8 @@ def judge(evidence: Evidence) -> Verdict:
     """Give the verdict; the first reasons are the weightiest."""
     if evidence.energy_j is None:
         return _without_energy(evidence)
+    if evidence.energy_j <= 0:
+        return _impossible(evidence.energy_j)
     reasons = [
         Reason(code=f.code, sentence=f"{f.sentence}.", fix=f.fix)
         for rule in RULES
@@ -321,6 +323,13 @@ def _without_energy(evidence: Evidence) -> Verdict:
             return Verdict(state="invalid", reasons=[Reason(code=code, sentence=text, fix=fix)])
     fix = "run on an NVIDIA GPU, or choose another energy.backend"
     return Verdict(state="unmeasured", reasons=[Reason(code="no_energy", sentence=text, fix=fix)])
+
+
+def _impossible(energy_j: float) -> Verdict:
+    """No board draws nothing, so such joules measure nothing, whatever their source."""
+    sentence = f"The source gave {energy_j:g} J for the window, and every board draws some."
+    fix = "choose another energy.backend; with --calibration, check its offset_w"
+    return Verdict(state="unmeasured", reasons=[Reason(code="no_energy", sentence=sentence, fix=fix)])
 
 
 def warnings(evidence: Evidence) -> list[str]:

@@ -25,6 +25,7 @@ NAME = "zeus"
 AUTO_RANK = 1
 USUAL_TICK_S = 0.1  # of current data-centre GPUs, should our series not know it (measurement.md §1)
 MAIN_WINDOW = "window"
+FAULTS = ("counter_reset", "counter_constant", "sample_gap")  # of the counter or the machine, so of Zeus' joules, too
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -145,16 +146,31 @@ class Source:
 
 
 def _device(device: Device, measured: _Measured, series: EnergySeries) -> DeviceEnergy:
-    """Zeus' joules; it does not interpolate, so u_edge = tau / (T sqrt 6) with the period that our series found."""
+    """Zeus' joules; it does not interpolate, so u_edge = tau / (T sqrt 6) with the period that our series found.
+
+    It cannot tell whether the counter stood still or went back, nor whether the machine stalled: that our series does.
+    """
     joules = measured.joules[device.uuid]
     if joules is None:
         return DeviceEnergy(device.uuid, None, reason=f"zeus gave no energy for GPU {device.index}")
-    share = (series.period_s or USUAL_TICK_S) / (measured.time_s * math.sqrt(6))
     ours = series.between(measured.start_s, measured.end_s, measured.edges)
+    if reason := _fault(joules, ours.reason or ""):
+        return DeviceEnergy(device.uuid, None, reason=reason)
+    share = (series.period_s or USUAL_TICK_S) / (measured.time_s * math.sqrt(6))
     return DeviceEnergy(
         device.uuid,
         joules,
         share * joules,
         power_before_w=ours.power_before_w,
         power_after_w=ours.power_after_w,
+        power_before_std_w=ours.power_before_std_w,
     )
+
+
+def _fault(joules: float, ours: str) -> str:
+    """Why Zeus' joules cannot be the window's; empty if they can. `ours` is what our series lacks, if anything."""
+    if ours.startswith(FAULTS):
+        return ours
+    if joules < 0:
+        return f"counter_reset: zeus gave {joules:g} J, so the energy counter went back"
+    return "" if joules > 0 else "counter_constant: zeus gave 0 J, so the energy counter did not move in the window"
