@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 VARIABLE = "LLEM_BASELINES"
 FILE = "baselines.json"
 STABLE = 0.005
-"""Largest drift over a recording that counts as stable, a fraction of the idle power (measurement.md §3)."""
+"""Largest drift over a recording that counts as stable, a fraction of the idle power (measurement.md §3).
+
+As much is taken for a drift that is not known, and for the standard uncertainty of a mean whose parts are not known.
+"""
 SPOT_LEAST_W, SPOT_SHARE = 2.0, 0.02
 """A spot check that differs by more than the larger of the two makes a known idle power worthless."""
 LEAST_DOUBT_W = 1.0
@@ -35,11 +38,14 @@ LEAST_DOUBT_W = 1.0
 
 @dataclass(frozen=True)
 class Spread:
-    """How idle power moved while it was recorded, W: standard deviation of `samples` parts, drift from end to end."""
+    """How idle power moved while it was recorded, W: standard deviation of `samples` parts, drift from end to end.
+
+    `drift_w` is None where the recording is too short to show one: the guard beside a window.
+    """
 
     spread_w: float
     samples: int
-    drift_w: float
+    drift_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,20 +70,25 @@ class Baseline:
     @property
     def drift_w(self) -> float | None:
         """Drift of the sum over its recording, W; None where it is not known for every GPU."""
-        complete = self.recorded and len(self.recorded) == len(self.per_device_w)
-        return sum(s.drift_w for s in self.recorded.values()) if complete else None
+        drifts = [s.drift_w for s in self.recorded.values() if s.drift_w is not None]
+        return sum(drifts) if drifts and len(drifts) == len(self.per_device_w) else None
 
     @property
     def std_uncertainty_w(self) -> float:
         """u(P_b), W: u² = s²/n + drift²/12 + max(1 W, |spot - known|)²/3, over all GPUs (measurement.md §5).
 
-        Where a drift is not known it is taken as the largest that would have counted as stable.
+        Where a drift is not known it is taken as the largest that would have counted as stable, s/√n of a GPU likewise.
         """
-        chance = sum(s.spread_w**2 / s.samples for s in self.recorded.values())
+        chance = sum(self._chance_w(u, w) ** 2 for u, w in (self.per_device_w or {"": self.power_w}).items())
         drift_w = self.drift_w if self.drift_w is not None else STABLE * self.power_w
         moved_w = abs(self.spot_w - self.power_w) if self.spot_w is not None else 0.0
         doubt_w = max(LEAST_DOUBT_W * max(1, len(self.per_device_w)), moved_w)
         return math.sqrt(chance + drift_w**2 / 12 + doubt_w**2 / 3)
+
+    def _chance_w(self, uuid: str, power_w: float) -> float:
+        """s/√n of one GPU, W."""
+        seen = self.recorded.get(uuid)
+        return seen.spread_w / math.sqrt(seen.samples) if seen is not None else STABLE * power_w
 
 
 class Row(BaseModel):
@@ -94,7 +105,7 @@ class Row(BaseModel):
     @property
     def recorded(self) -> Spread | None:
         """How it moved, where that is known."""
-        if self.spread_w is None or not self.samples or self.drift_w is None:
+        if self.spread_w is None or not self.samples:
             return None
         return Spread(self.spread_w, self.samples, self.drift_w)
 

@@ -91,7 +91,7 @@ def _drift(mean_power_w: MeanPower, start_s: float, end_s: float) -> float | Non
     """Drift over the interval as a fraction of its power; waits for the ticks behind its end."""
     power_w = _power_w(mean_power_w, start_s, end_s)
     moved = _spread(mean_power_w, start_s, end_s) if power_w else None
-    return moved.drift_w / power_w if moved is not None and power_w else None
+    return moved.drift_w / power_w if power_w and moved is not None and moved.drift_w is not None else None
 
 
 def _spread(mean_power_w: MeanPower, start_s: float, end_s: float) -> Spread | None:

@@ -1,5 +1,6 @@
 """The idle power of one run: known and confirmed, recorded before the load, or that of the loaded engine."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from datetime import UTC, datetime
 from llenergymeasure import baseline, idle_power, preflight
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Device
+from llenergymeasure.core.energy_series import GUARD_TICKS
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.gpu_settings import read_settings, thermometer
 from llenergymeasure.run_energy import RunEnergy, only, own_devices
@@ -120,8 +122,12 @@ def _take_loaded(energy: RunEnergy) -> None:
     if not parts or len(powers) < len(parts):
         energy.no_idle = "baseline.kind loaded: the engine's idle power before the window could not be read"
         return
-    per_device_w = {u: p for u, p in powers.items() if p is not None}
-    energy.idle = baseline.Baseline(sum(per_device_w.values()), "loaded", "fresh", datetime.now(UTC), per_device_w)
+    spreads = {
+        d.gpu_uuid: baseline.Spread(d.power_before_std_w * math.sqrt(GUARD_TICKS), GUARD_TICKS)
+        for d in parts
+        if d.power_before_std_w is not None
+    }
+    energy.idle = baseline.Baseline(sum(powers.values()), "loaded", "fresh", datetime.now(UTC), powers, spreads)
 
 
 def warnings(energy: RunEnergy) -> list[str]:

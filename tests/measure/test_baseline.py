@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fakes.nvml_script import Gpu, Machine
-from llenergymeasure import baseline, idle_power
+from fakes.recorded_run import recorded
+from llenergymeasure import baseline, idle_power, replay, run_baseline
 from llenergymeasure.backends import synthetic
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Generation, Request
@@ -21,7 +22,9 @@ from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.gpu_settings import GpuSettings
 from llenergymeasure.measure import Measured
-from llenergymeasure.user_config import cache_dir
+from llenergymeasure.observation import Observation
+from llenergymeasure.run_energy import RunEnergy
+from llenergymeasure.user_config import UserConfig, cache_dir
 
 A, B = "GPU-aaaaaaaa-1111", "GPU-bbbbbbbb-2222"
 DRIVER = "580.65.06"
@@ -29,6 +32,13 @@ BARE: dict[str, Any] = {"enabled": True, "kind": "bare", "duration_seconds": 5}
 SET = GpuSettings(driver=DRIVER, power_limit_w=700.0, persistence=True)
 SETTINGS = {A: SET, B: SET}
 Config = Callable[..., ExperimentConfig]
+
+
+@pytest.fixture
+def trace() -> Observation:
+    """A run recorded on an H100, with a quiet guard before its window."""
+    run = recorded("h100_batch8")
+    return replay.observed(run.result, run.raw)
 
 
 def _has_libcuda() -> bool:
@@ -286,7 +296,8 @@ def test_rows_survive_the_variable(monkeypatch: pytest.MonkeyPatch, config: Conf
         pytest.param({A: (0.0, 25, 1.2)}, None, (1.44 / 12 + 1 / 3) ** 0.5, id="drift is a rectangle's width"),
         pytest.param({A: (0.0, 25, 0.0)}, 103.0, 3**0.5, id="a spot check 3 W away"),
         pytest.param({A: (0.0, 25, 0.0)}, 99.5, (1 / 3) ** 0.5, id="one within a watt adds nothing"),
-        pytest.param({}, None, (0.25 / 12 + 1 / 3) ** 0.5, id="unknown drift: the largest that is stable"),
+        pytest.param({A: (0.0, 5, None)}, None, (0.25 / 12 + 1 / 3) ** 0.5, id="unknown drift: the largest stable one"),
+        pytest.param({}, None, (0.25 + 0.25 / 12 + 1 / 3) ** 0.5, id="unknown parts: half a per cent, too"),
     ],
 )
 def test_how_sure_an_idle_power_is(spreads: dict[str, Any], spot_w: float | None, watts: float) -> None:
@@ -311,6 +322,18 @@ def test_spread_and_drift_of_a_ramp() -> None:
     assert found.drift_w == pytest.approx(3.0)
     assert found.spread_w == pytest.approx(float(np.std(powers, ddof=1)))
     assert baseline.spread([1.0, 2.0, 3.0]) is None
+
+
+def test_what_was_handed_down_without_its_parts_is_not_surer_than_what_has_them(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two GPUs of 100 W, the parts of one unknown: 0.5 W of it beside the other's 0.1 W, drift 1 W, doubt 2 W."""
+    known = _row(A, 100.0, spread_w=0.5, samples=25, drift_w=0.0)
+    monkeypatch.setenv("LLEM_BASELINES", json.dumps([known, _row(B, 100.0)]))
+    found = baseline.known(config(baseline=BARE), SETTINGS, tmp_path)
+    assert found is not None
+    assert found.drift_w is None
+    assert found.std_uncertainty_w == pytest.approx((0.1**2 + 0.5**2 + 1 / 12 + 4 / 3) ** 0.5)
 
 
 @dataclass
@@ -403,3 +426,14 @@ def test_the_loaded_idle_comes_from_the_guard_before_the_window(
     assert result.baseline_power_w == pytest.approx(idle_w, rel=0.02)
     assert result.energy_adjusted_j == pytest.approx((work_w - idle_w) * result.duration_s, rel=0.03)
     assert not (cache_dir() / "baselines.json").exists()
+
+
+def test_the_loaded_idle_is_as_sure_as_its_guard(trace: Observation) -> None:
+    """124.0 W with s/√5 = 0.70 W of its five ticks, an unknown drift of up to 0.5 % and 1 W of doubt."""
+    energy = RunEnergy(None, "", record=trace.energy, no_idle=run_baseline.LOADED_COMES_LATER)
+    run_baseline.complete(trace.config, UserConfig(), energy)
+    assert energy.idle is not None
+    power_w, drift_w = energy.idle.power_w, 0.005 * energy.idle.power_w
+    assert power_w == pytest.approx(123.96, abs=0.01)
+    assert energy.idle.drift_w is None
+    assert energy.idle.std_uncertainty_w == pytest.approx((0.70033**2 + drift_w**2 / 12 + 1 / 3) ** 0.5, abs=1e-4)
