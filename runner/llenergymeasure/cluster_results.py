@@ -13,8 +13,9 @@ from llenergymeasure.cluster_status import Resource
 from llenergymeasure.core import resources, tables
 from llenergymeasure.core.identity import measurement_config_hash
 from llenergymeasure.core.plan import describe_all
-from llenergymeasure.core.result import JUDGED, ExperimentStatistics
+from llenergymeasure.core.result import ExperimentStatistics
 from llenergymeasure.core.statistics import statistic
+from llenergymeasure.core.study_statistics import described, has_say
 from llenergymeasure.core.termination import Numbers
 from llenergymeasure.report import PRETENDED, comparison, grid
 from llenergymeasure.wording import DASH, counted
@@ -140,7 +141,7 @@ COLUMNS_UNJUDGED = ("duration_s", "latency.p50_ms")
 
 
 def statistics(results: Results) -> list[ExperimentStatistics]:
-    """Statistics over the cycles of each configuration; a cycle whose verdict is invalid has no say in energy."""
+    """Statistics over the cycles of each configuration; in energy only valid cycles have a say, as in a study here."""
     groups: dict[str, list[Row]] = {}
     for row in results.stored:
         groups.setdefault(row.config_hash, []).append(row)
@@ -151,9 +152,8 @@ def _statistics(digest: str, summary: str, rows: Sequence[Row]) -> ExperimentSta
     verdicts: dict[str, int] = {}
     for row in rows:
         verdicts[str(row.verdict)] = verdicts.get(str(row.verdict), 0) + 1
-    believed = [r for r in rows if r.verdict != "invalid"]
     values = {
-        name: [v for r in (believed if name in JUDGED else rows) if (v := r.quantities[name]) is not None]
+        name: [v for r in rows if has_say(name, r.verdict, verdicts) and (v := r.quantities[name]) is not None]
         for name in (*COLUMNS, *COLUMNS_UNJUDGED)
     }
     return ExperimentStatistics(
@@ -161,7 +161,7 @@ def _statistics(digest: str, summary: str, rows: Sequence[Row]) -> ExperimentSta
         summary=summary,
         cycles_completed=len(rows),
         verdicts=verdicts,
-        statistics={k: s for k, v in values.items() if (s := statistic(v)) is not None},
+        statistics=described({k: s for k, v in values.items() if (s := statistic(v)) is not None}, verdicts),
     )
 
 

@@ -31,7 +31,7 @@ from llenergymeasure.core.errors import StudyError
 from llenergymeasure.core.plan import describe_all, make_plan
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.result import ExperimentResult
-from llenergymeasure.core.study_statistics import believed, board_shares, different_things, figures
+from llenergymeasure.core.study_statistics import believed, board_shares, different_things, estimates, figures
 from llenergymeasure.object_store import Access, open_place
 from llenergymeasure.stored_study import Rebuilt, rebuild
 from llenergymeasure.study_summary import by_position
@@ -72,13 +72,18 @@ class Side:
 
 
 class Difference(Record):
-    """One quantity of B against A: `ratio` is B ÷ A with its 95 % interval; `reason` says why nothing is claimed."""
+    """One quantity of B against A: `ratio` is B ÷ A with its 95 % interval; `reason` says why nothing is claimed.
+
+    A mean with `a_estimated` or `b_estimated` is that of a model's estimates: it is shown and never compared.
+    """
 
     quantity: str
     a_mean: float | None = None
     b_mean: float | None = None
     a_runs: int = 0
     b_runs: int = 0
+    a_estimated: bool = False
+    b_estimated: bool = False
     method: Method | None = None
     ratio: float | None = None
     low: float | None = None
@@ -274,7 +279,8 @@ def _between(a: Configuration, b: Configuration, name: str, claims: int) -> Diff
     known = Difference(quantity=name, a_runs=len(sides[0]), b_runs=len(sides[1]))
     lacking = [letter for letter, values in zip("AB", sides, strict=True) if not values]
     if lacking:
-        return known.model_copy(update={"reason": f"no_figure: {_why_none(lacking, a, b, name)}"})
+        shown = {**_shown("a", a, name), **_shown("b", b, name)}
+        return known.model_copy(update={**shown, "reason": f"no_figure: {_why_none(lacking, a, b, name)}"})
     means = {"a_mean": fmean(sides[0]), "b_mean": fmean(sides[1])}
     if any(v <= 0 for values in sides for v in values):
         reason = "not_positive: a figure is zero or negative, so there is no ratio"
@@ -290,16 +296,25 @@ def _between(a: Configuration, b: Configuration, name: str, claims: int) -> Diff
     return _with(known, apart(logs[0], logs[1], claims=claims, gain_allowance=allowance))
 
 
+def _shown(letter: str, side: Configuration, name: str) -> dict[str, object]:
+    """A side's mean where there is nothing to compare it with, and whether it is of estimates."""
+    counted, guessed = figures(side.runs, name), estimates(side.runs, name)
+    mean = fmean((counted or guessed).values()) if counted or guessed else None
+    return {f"{letter}_mean": mean, f"{letter}_estimated": bool(guessed)}
+
+
 def _why_none(lacking: Sequence[str], a: Configuration, b: Configuration, name: str) -> str:
     """Why a side has no figure, in the words of its first result."""
     told = []
     for letter in lacking:
         runs = (a if letter == "A" else b).runs
-        first = next(iter(believed(runs).values()), None)
+        first = next(iter(believed(runs, SPEED).values()), None)
         if not runs:
             told.append(f"{letter} has no result")
         elif first is None:
             told.append(f"no run of {letter} may be believed")
+        elif estimates(runs, name):
+            told.append(f"the energy of {letter} is a model's estimate, not a count of joules")
         else:
             why = first.null_reasons.get(name) or first.null_reasons.get("energy_total_j")
             told.append(f"{letter} has none" + (f" ({why})" if why else ""))
@@ -308,7 +323,7 @@ def _why_none(lacking: Sequence[str], a: Configuration, b: Configuration, name: 
 
 def _log_mean(values: Sequence[float], configuration: Configuration, name: str) -> LogMean | None:
     """Mean of a side's figures; a single run's joules have the uncertainty that the run claims for itself."""
-    runs = [r for r in believed(configuration.runs).values() if r.energy_per_output_token_j is not None]
+    runs = [r for r in believed(configuration.runs, ENERGY).values() if r.energy_per_output_token_j is not None]
     if name != ENERGY or len(runs) != 1:
         return log_mean(values)
     own = runs[0].uncertainty
@@ -320,7 +335,7 @@ def _log_mean(values: Sequence[float], configuration: Configuration, name: str) 
 def _allowance(a: Configuration, b: Configuration, name: str, claims: int) -> float:
     if name != ENERGY:
         return 0.0
-    return gain_allowance(*(board_shares(believed(c.runs).values()) for c in (a, b)), claims=claims)
+    return gain_allowance(*(board_shares(believed(c.runs, ENERGY).values()) for c in (a, b)), claims=claims)
 
 
 def _with(known: Difference, interval: Interval) -> Difference:
@@ -367,11 +382,20 @@ def _of_side(letter: str, configurations: Sequence[Configuration]) -> list[str]:
     if bad:
         why = next((reason.sentence for r in bad for reason in r.verdict.reasons), "no reason noted")
         found.append(f"{len(bad)} of {len(results)} runs of {letter} are invalid and left out: {why}")
-    if any(r.verdict.state == "estimated" for r in results):
-        found.append(f"the energy of {letter} is a model's estimate, not a count of joules")
+    found += _of_estimates(letter, configurations)
     if any(r.random_weights for r in results):
         found.append(f"the weights of {letter} are random")
     return found
+
+
+def _of_estimates(letter: str, configurations: Sequence[Configuration]) -> list[str]:
+    if any(estimates(c.runs, ENERGY) for c in configurations):
+        return [f"the energy of {letter} is a model's estimate, not a count of joules"]
+    results = [r for c in configurations for r in c.runs.values()]
+    left_out = sum(r.verdict.state == "estimated" for r in results)
+    return (
+        [f"{left_out} of {len(results)} runs of {letter} are estimates and left out of its joules"] if left_out else []
+    )
 
 
 def _different_work(a: Configuration, b: Configuration) -> dict[str, tuple[Any, Any]]:

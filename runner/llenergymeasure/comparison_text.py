@@ -106,7 +106,12 @@ def _table(found: Comparison) -> str:
 def _cells(d: Difference) -> list[str]:
     interval = DASH if d.low is None or d.high is None else f"{number(d.low)} to {number(d.high)}"
     says = {"no_difference": "no difference seen", None: "no claim"}.get(d.finding, (d.better or "").upper())
-    return [number(d.a_mean), number(d.b_mean), number(d.ratio), interval, says]
+    means = [number(mean) + " (estimate)" * guessed for mean, guessed in _means(d)]
+    return [*means, number(d.ratio), interval, says]
+
+
+def _means(d: Difference) -> list[tuple[float | None, bool]]:
+    return [(d.a_mean, d.a_estimated), (d.b_mean, d.b_estimated)]
 
 
 def _reasons(found: Comparison) -> list[str]:

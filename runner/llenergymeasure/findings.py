@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from llenergymeasure.core.comparison import ENERGY, SPEED, PairComparison, QuantityComparison
-from llenergymeasure.core.result import ExperimentResult, ExperimentStatistics, StudyResult
+from llenergymeasure.core.result import JUDGED, ExperimentResult, ExperimentStatistics, StudyResult
+from llenergymeasure.core.study_statistics import estimated
 from llenergymeasure.wording import counted, merged, number, percent, plus_minus, signed_percent
 
 POWER = "mean_power_w"
@@ -26,9 +27,13 @@ class Ranked:
     experiment: ExperimentStatistics
 
     def mean(self, quantity: str) -> float | None:
-        """The mean of a quantity, None if it was not measured."""
+        """The mean of a quantity, to set beside that of others; None if it was not measured or is an estimate."""
         found = self.experiment.statistics.get(quantity)
-        return None if found is None else found.mean
+        return None if found is None or self.estimates(quantity) else found.mean
+
+    def estimates(self, quantity: str) -> bool:
+        """Whether its mean is of a model's estimates: shown as such, never ranked or compared."""
+        return quantity in JUDGED and estimated(self.experiment.verdicts)
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,12 @@ class Interval:
     mean: float
     half_width: float | None
     meaning: str
+    estimate: bool = False
 
     @property
     def text(self) -> str:
-        """Mean ± half-width with their digits."""
-        return plus_minus(self.mean, self.half_width)
+        """Mean ± half-width with their digits; an estimate says so."""
+        return plus_minus(self.mean, self.half_width) + (" (estimate)" if self.estimate else "")
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Told:
 
 
 def ranked(experiments: Iterable[ExperimentStatistics]) -> list[ExperimentStatistics]:
-    """Fewest joules per output token first; without energy, fastest first."""
+    """Fewest joules per output token first; without counted energy, fastest first."""
     return sorted(experiments, key=_place)
 
 
@@ -115,7 +121,7 @@ def rank_all(studies: Sequence[StudyResult]) -> list[Ranked]:
 
 def _place(experiment: ExperimentStatistics) -> tuple[int, float]:
     energy, speed = experiment.statistics.get(ENERGY), experiment.statistics.get(SPEED)
-    if energy is not None:
+    if energy is not None and not estimated(experiment.verdicts):
         return (0, energy.mean)
     return (1, -speed.mean) if speed is not None else (2, 0.0)
 
@@ -147,6 +153,8 @@ def interval(ranking: Ranked, quantity: str, results: Iterable[ExperimentResult]
     found = ranking.experiment.statistics.get(quantity)
     if found is None:
         return None
+    if ranking.estimates(quantity):
+        return Interval(found.mean, None, "a model's estimate", estimate=True)
     if found.half_width_95 is not None:
         return Interval(found.mean, found.half_width_95, f"95 % interval over {found.n} cycles")
     own = [r for r in results if r.measurement_config_hash == ranking.experiment.config_hash and _has(r, quantity)]
@@ -158,7 +166,9 @@ def interval(ranking: Ranked, quantity: str, results: Iterable[ExperimentResult]
 
 
 def _has(result: ExperimentResult, quantity: str) -> bool:
-    return result.verdict.state != "invalid" and getattr(result, quantity, None) is not None
+    state = result.verdict.state
+    believed = state == "valid" if quantity in JUDGED else state != "invalid"
+    return believed and getattr(result, quantity, None) is not None
 
 
 def headline(told: Sequence[Told]) -> Headline:
@@ -170,7 +180,7 @@ def headline(told: Sequence[Told]) -> Headline:
     quantity = ENERGY if best.mean(ENERGY) is not None else SPEED
     shown = interval(best, quantity, told[best.study].results)
     title, unit = ("Best", "J per output token") if quantity == ENERGY else ("Fastest", "output tokens/s")
-    return Headline(title, best, quantity, unit, shown, _sureness(order, quantity, told))
+    return Headline(title, best, quantity, unit, shown, (*_sureness(order, quantity, told), *_estimates(order)))
 
 
 def _nothing(told: Sequence[Told]) -> str:
@@ -194,6 +204,23 @@ def _sureness(order: Sequence[Ranked], quantity: str, told: Sequence[Told]) -> t
     if len({r.study for r in [best, *rivals]}) > 1:
         sentences.append("Studies are ranked by their means: how sure a difference is can only be told within a study.")
     return tuple(sentences)
+
+
+def _estimates(order: Sequence[Ranked]) -> Iterable[str]:
+    """That estimated joules are in no ranking, and whose they are."""
+    found = [r for r in order if r.estimates(ENERGY)]
+    if found:
+        whose = "every configuration" if len(found) == len(order) else _names(found)
+        yield f"Nothing is claimed about energy that is a model's estimate: that of {whose}."
+
+
+def left_out(experiments: Iterable[ExperimentStatistics]) -> str | None:
+    """How many estimated runs have no say in joules because others of their configuration are valid; None for none."""
+    mixed = [e for e in experiments if e.verdicts.get("valid") and e.verdicts.get("estimated")]
+    if not mixed:
+        return None
+    told = [f"{e.verdicts['estimated']} of {counted(e.cycles_completed, 'run')} of {e.summary}" for e in mixed]
+    return f"Left out of the joules, as estimates beside valid runs: {_listed(told)}."
 
 
 def _comparison(study: StudyResult, quantity: str) -> QuantityComparison | None:
@@ -258,8 +285,12 @@ def _no_claim(comparison: QuantityComparison | None) -> str:
 
 
 def _names(rankings: Sequence[Ranked]) -> str:
-    shown = "; ".join(r.experiment.summary for r in rankings[:NAMED_AT_MOST])
-    more = len(rankings) - NAMED_AT_MOST
+    return _listed([r.experiment.summary for r in rankings])
+
+
+def _listed(texts: Sequence[str]) -> str:
+    shown = "; ".join(texts[:NAMED_AT_MOST])
+    more = len(texts) - NAMED_AT_MOST
     return f"{shown}; and {more} more" if more > 0 else shown
 
 

@@ -159,7 +159,7 @@ def _dots(order: Sequence[Ranked], told: Sequence[Told], head: Headline, alike: 
     shown, names = [], brief_names([r.experiment.summary for r in order]) if order else {}
     for ranking in order:
         found = findings.interval(ranking, head.quantity, told[ranking.study].results)
-        if found is not None:
+        if found is not None and not found.estimate:
             stands_out = report_content.stands_out(ranking, head, alike)
             shown.append((dot(ranking, found, names[ranking.experiment.summary], stands_out=stands_out), found))
     if not shown:
@@ -228,7 +228,7 @@ def _drift(rebuilt: Rebuilt, place: int, quantity: str) -> Picture | None:
     runs = [
         (r.measurement_config_hash, rows[index].cycle, r.start_time, value)
         for index, r in rebuilt.by_index().items()
-        if (value := getattr(r, quantity)) is not None and (quantity == SPEED or r.verdict.state != "invalid")
+        if (value := getattr(r, quantity)) is not None and (quantity == SPEED or r.verdict.state == "valid")
     ]
     found = drift(runs)
     if found is None:

@@ -13,7 +13,6 @@ from llenergymeasure.core.result import (
     ExperimentStatistics,
     StudyResult,
 )
-from llenergymeasure.core.statistics import Statistic
 from llenergymeasure.core.sweep import reasons
 from llenergymeasure.findings import (
     Finding,
@@ -21,6 +20,7 @@ from llenergymeasure.findings import (
     Told,
     headline,
     latency_of,
+    left_out,
     rank_all,
     ranked,
     study_labels,
@@ -46,8 +46,10 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -
     return "\n".join([line(head), rule, *(line(r) for r in rows)])
 
 
-def _with_interval(found: Statistic | None) -> str:
-    return DASH if found is None else plus_minus(found.mean, found.half_width_95)
+def _with_interval(ranking: Ranked, quantity: str) -> str:
+    found = ranking.experiment.statistics.get(quantity)
+    label = " (estimate)" if ranking.estimates(quantity) else ""
+    return DASH if found is None else plus_minus(found.mean, found.half_width_95) + label
 
 
 def comparison(experiments: Sequence[ExperimentStatistics], results: Sequence[ExperimentResult]) -> str:
@@ -61,18 +63,20 @@ def _comparison(order: Sequence[Ranked], results: Sequence[ExperimentResult], la
     rows = [_cells(r, fastest, [] if labels is None else [labels[r.study]]) for r in order]
     head = ["configuration", *([] if labels is None else ["study"])]
     columns = ["tokens/s", "relative", f"{latency_of(results)} p50 (ms)", "J/token", "verdict"]
-    return "\n".join([grid([*head, *columns], rows, left=len(head)), *_why_not(results)])
+    lines = [grid([*head, *columns], rows, left=len(head)), *_why_not(results)]
+    without = left_out(r.experiment for r in order)
+    return "\n".join([*lines, "", without] if without else lines)
 
 
 def _cells(ranking: Ranked, fastest: float, study: Sequence[str]) -> list[str]:
-    found, speed = ranking.experiment.statistics, ranking.mean(SPEED)
+    speed = ranking.mean(SPEED)
     return [
         ranking.experiment.summary,
         *study,
-        _with_interval(found.get(SPEED)),
+        _with_interval(ranking, SPEED),
         f"{speed / fastest:.2f}x" if fastest and speed is not None else DASH,
         number(ranking.mean(LATENCY)),
-        _with_interval(found.get(ENERGY)),
+        _with_interval(ranking, ENERGY),
         verdict_text(ranking.experiment.verdicts),
     ]
 

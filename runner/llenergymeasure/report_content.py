@@ -16,6 +16,7 @@ from llenergymeasure.findings import (
     Ranked,
     Told,
     interval,
+    left_out,
     verdict_reasons,
     verdict_text,
 )
@@ -90,12 +91,17 @@ def _row(
         relative=f"{number(own / best, 3)}×" if own is not None and best else DASH,
         speed=shown(SPEED),
         latency=shown(LATENCY),
-        power=number(ranking.mean(POWER)),
+        power=_power(ranking),
         verdict=verdict_text(experiment.verdicts),
         cycles=experiment.cycles_completed,
         stands_out=stands_out(ranking, found, alike),
         doubtful=set(experiment.verdicts) != {"valid"},
     )
+
+
+def _power(ranking: Ranked) -> str:
+    found = ranking.experiment.statistics.get(POWER)
+    return number(found.mean) + " (estimate)" * ranking.estimates(POWER) if found else DASH
 
 
 def stands_out(ranking: Ranked, found: Headline, alike: frozenset[str]) -> bool:
@@ -118,8 +124,10 @@ def banners(told: Sequence[Told]) -> list[Banner]:
     for state, title in (("invalid", "Invalid energy."), ("estimated", "Estimated energy.")):
         some = sum(r.verdict.state == state for r in results)
         if some:
-            why = " ".join(_reason(f, some) for f in verdict_reasons(results)[state])
-            found.append(Banner(title, f"{_share(some, results)}: {why}"))
+            why = [_reason(f, some) for f in verdict_reasons(results)[state]]
+            if state == "estimated" and (without := left_out(e for t in told for e in t.study.experiments)):
+                why.append(without)
+            found.append(Banner(title, f"{_share(some, results)}: {' '.join(why)}"))
     if random:
         text = f"{_share(random, results)}: speed and energy hold, the text that came out means nothing."
         found.append(Banner("Random weights.", text))

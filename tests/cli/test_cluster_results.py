@@ -63,6 +63,23 @@ def test_invalid_cycles_have_no_say_in_energy() -> None:
     assert by_hash[FAST].statistics["energy_per_output_token_j"] == statistic([0.09, 0.11])
 
 
+def test_estimates_are_labelled_and_make_way_for_counts() -> None:
+    """Alone they are a mean that is called an estimate; beside a valid cycle they are left out, and it is said."""
+    runs = [
+        measured(7, cycle=2, config_hash=FAST, millijoules="110.0"),
+        measured(3, cycle=1, config_hash=FAST, millijoules="10.00", verdict="estimated"),
+        measured(0, cycle=1, config_hash=SLOW, millijoules="50.0", verdict="estimated"),
+    ]
+    found = cluster_results.results_of(study(counts={"total": 8}), runs)
+
+    text = cluster_results.text(found).splitlines()
+
+    assert [" 0.11 " in text[2], "0.05 (estimate)" in text[3]] == [True, True]
+    assert (
+        "Left out of the joules, as estimates beside valid runs: 1 of 2 runs of synthetic n=20 precision=bf16." in text
+    )
+
+
 def test_numbers_come_in_the_units_of_a_result() -> None:
     """mJ become J; power is energy over the window."""
     row = next(r for r in results().rows if r.index == 3)

@@ -231,6 +231,38 @@ def test_what_limits_the_answer_is_said(fields: dict[str, Any], says: str) -> No
     assert any(says in c for c in json.loads(comparison_json(found))["caveats"])
 
 
+ESTIMATED = {"verdict": {"state": "estimated"}}
+
+
+@pytest.mark.parametrize("set_beside", [inside, between], ids=["of one study", "of two"])
+def test_estimates_have_means_and_no_ratio(
+    set_beside: Callable[[Configuration, Configuration], Comparison],
+) -> None:
+    """A count against a model's estimate: both are shown, one is called an estimate, nothing is claimed."""
+    found = set_beside(configuration("aa", A5), configuration("bb", B5, **ESTIMATED))
+
+    d = energy(found)
+    assert (d.a_mean, d.b_mean) == pytest.approx((sum(A5) / 5, sum(B5) / 5))
+    assert (d.a_estimated, d.b_estimated, d.ratio, d.finding, d.better) == (False, True, None, None, None)
+    assert answer(found).startswith(
+        "No claim about joules per output token: the energy of B is a model's estimate, not a count of joules."
+    )
+    assert "1.761 (estimate)" in comparison_text(found)
+    assert found.pairs[0].differences[1].ratio == 1.0
+
+
+def test_estimates_beside_valid_runs_are_left_out_and_counted() -> None:
+    """The ratio is that of the valid cycles."""
+    one, other = configuration("aa", A5), configuration("bb", B5)
+    guesses = {c: run(f"e{c}", 0.5, **ESTIMATED) for c in (2, 4)}
+
+    found = inside(Configuration("aa", one.summary, {**one.runs, **guesses}), other)
+
+    assert energy(found).a_runs == 3
+    assert energy(found).ratio == pytest.approx(math.prod(B5[c] / A5[c] for c in (0, 2, 4)) ** (1 / 3))
+    assert "2 of 5 runs of A are estimates and left out of its joules" in found.caveats
+
+
 def test_energy_that_is_missing_leaves_the_speed() -> None:
     """Without joules the answer says so, and goes on with what is known."""
     fast = {c: run(f"f{c}", 2.0, tokens_per_second=v) for c, v in enumerate((130.0, 131.0, 130.5))}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llenergymeasure.core.comparison import LATENCY, SPEED, QuantityComparison
+from llenergymeasure.core.comparison import ENERGY, LATENCY, SPEED, QuantityComparison
 from llenergymeasure.core.result import (
     ExperimentResult,
     StudyResult,
@@ -180,6 +180,65 @@ def test_statistics_leave_out_what_was_not_measured() -> None:
     )
     assert (found.statistics["tokens_per_second"].mean, found.statistics["tokens_per_second"].n) == (20, 3)
     assert "mean_power_w" not in found.statistics
+
+
+ESTIMATED = {"verdict": {"state": "estimated"}}
+
+
+def test_estimates_beside_valid_runs_have_no_say_in_joules() -> None:
+    """Mean and interval are those of the valid runs; speeds are of all."""
+    counted = [result(energy_per_output_token_j=j, tokens_per_second=10.0) for j in (2.0, 2.2)]
+    guessed = result(energy_per_output_token_j=1.0, mean_power_w=90.0, tokens_per_second=13.0, **ESTIMATED)
+
+    mixed, alone = over_cycles("h", "s", [*counted, guessed]), over_cycles("h", "s", counted)
+
+    assert mixed.statistics[ENERGY] == alone.statistics[ENERGY]
+    assert "mean_power_w" not in mixed.statistics
+    assert mixed.statistics[SPEED].n == 3
+
+
+def test_estimates_alone_have_a_mean_without_an_interval() -> None:
+    """How a model repeats says nothing of how right it is."""
+    found = over_cycles("h", "s", [result(energy_per_output_token_j=j, **ESTIMATED) for j in (1.0, 1.2)]).statistics
+
+    assert (found[ENERGY].mean, found[ENERGY].n, found[ENERGY].half_width_95) == (1.1, 2, None)
+    assert found[SPEED].half_width_95 is not None
+
+
+def _of_study(*groups: tuple[float, str]) -> dict[str, QuantityComparison]:
+    """A study's comparisons: three cycles of each configuration, by its joules and verdict."""
+    runs = {
+        i: {c: result(energy_per_output_token_j=j * 1.002**c, verdict={"state": state}) for c in (1, 2, 3)}
+        for i, (j, state) in enumerate(groups)
+    }
+    names = [f"c{i}" for i in runs]
+    return {c.quantity: c for c in comparisons_of(runs, names, names, "shuffled")}
+
+
+@pytest.mark.parametrize(
+    ("groups", "reason"),
+    [
+        ([(2.0, "estimated"), (1.5, "estimated")], "no_valid_cycle: the energy is a model's estimate, not a count"),
+        ([(2.0, "valid"), (1.5, "estimated")], "one_configuration: only one configuration has valid figures"),
+    ],
+    ids=["all estimated", "one counted"],
+)
+def test_a_study_claims_nothing_of_estimates(groups: list[tuple[float, str]], reason: str) -> None:
+    """No ratio of joules that a model gave; speeds are compared all the same."""
+    found = _of_study(*groups)
+
+    assert (found[ENERGY].reason or "").startswith(reason)
+    assert (found[ENERGY].best_hash, found[ENERGY].against_first, found[ENERGY].against_best) == (None, [], [])
+    assert found[SPEED].reason is None
+
+
+def test_counted_configurations_are_compared_beside_an_estimated_one() -> None:
+    """The estimate is in no claim; what is counted is, as if the estimate were not there."""
+    found = _of_study((2.0, "valid"), (1.0, "estimated"), (1.5, "valid"))[ENERGY]
+
+    assert [(p.a_hash, p.b_hash) for p in found.against_first] == [("c0", "c2")]
+    assert found.best_hash == "c2"
+    assert found.unclaimed == {"c1": "no_valid_cycle: no run was judged valid"}
 
 
 def test_latency_statistics_by_hand() -> None:

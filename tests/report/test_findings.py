@@ -14,6 +14,7 @@ from llenergymeasure.findings import (
     headline,
     interval,
     latency_of,
+    left_out,
     rank_all,
     study_labels,
     verdict_reasons,
@@ -23,11 +24,13 @@ from llenergymeasure.report import comparison, single
 from report.studies import START
 
 
-def configuration(name: str, energy: float | None, speed: float = 10, *, n: int = 3) -> ExperimentStatistics:
+def configuration(
+    name: str, energy: float | None, speed: float = 10, *, n: int = 3, verdicts: dict[str, int] | None = None
+) -> ExperimentStatistics:
     values = {SPEED: speed} | ({} if energy is None else {ENERGY: energy})
     half = 0.1 if n > 1 else None
     return ExperimentStatistics(
-        config_hash=name, summary=f"config {name}", cycles_completed=n, verdicts={"valid": n},
+        config_hash=name, summary=f"config {name}", cycles_completed=n, verdicts=verdicts or {"valid": n},
         statistics={k: Statistic(mean=v, n=n, half_width_95=half) for k, v in values.items()},
     )  # fmt: skip
 
@@ -172,6 +175,60 @@ def test_without_energy_the_fastest_is_named() -> None:
     found = headline([Told(study(configuration("a", None, 5), configuration("b", None, 7)), [])])
     assert (found.title, found.quantity, found.unit) == ("Fastest", SPEED, "output tokens/s")
     assert found.sureness[0] == "The next, config a, has 0.7143 times the output tokens/s."
+
+
+GUESSED = {"verdicts": {"estimated": 3}}
+
+
+def test_an_estimate_is_never_the_best() -> None:
+    """Less by a model than by a counter ranks below it; no ratio is given, and the sentence says whose it is."""
+    told = study(configuration("a", 1.0, 99, **GUESSED), configuration("b", 3.0), configuration("c", 2.0))
+    found = headline([Told(told, [])])
+    assert [r.experiment.config_hash for r in rank_all([told])] == ["c", "b", "a"]
+    assert found.sentence == "Best: config c, 2 ± 0.1 J per output token"
+    assert found.sureness[0] == "The next, config b, has 1.5 times the energy per output token."
+    assert found.sureness[-1] == "Nothing is claimed about energy that is a model's estimate: that of config a."
+
+
+def test_with_estimates_alone_the_fastest_is_named() -> None:
+    """No sentence about the best in joules."""
+    told = study(configuration("a", 1.0, 5, **GUESSED), configuration("b", 2.0, 7, **GUESSED))
+    found = headline([Told(told, [])])
+    assert (found.title, found.quantity) == ("Fastest", SPEED)
+    assert found.sureness[-1].endswith("that is a model's estimate: that of every configuration.")
+
+
+def test_estimated_joules_are_shown_and_called_so() -> None:
+    """In the table's cell, without the width that their repetition would have."""
+    guessed = configuration("a", 1.5, **GUESSED)
+    (ranking,) = rank_all([study(guessed)])
+    found = interval(ranking, ENERGY, [])
+    assert found is not None
+    assert (found.text, found.half_width) == ("1.5 (estimate)", None)
+    assert " (estimate)  " in comparison([guessed], [])
+    assert " (estimate)" not in comparison([configuration("b", 1.5)], [])
+
+
+def test_estimates_that_were_left_out_are_counted() -> None:
+    """Only where valid runs of the same configuration have the say."""
+    mixed = configuration("a", 2.0, n=5, verdicts={"valid": 3, "estimated": 2})
+    others = [configuration("b", 2.0, **GUESSED), configuration("c", 2.0, verdicts={"valid": 2, "invalid": 1})]
+    said = "Left out of the joules, as estimates beside valid runs: 2 of 5 runs of config a."
+    assert left_out([mixed, *others]) == said
+    assert left_out(others) is None
+    assert said in comparison([mixed, *others], [])
+
+
+def test_the_single_valid_run_lends_its_uncertainty() -> None:
+    """Not an estimate of the same configuration that was there before it."""
+    (ranking,) = rank_all([study(configuration("a", 2.0, n=1, verdicts={"valid": 1, "estimated": 1}))])
+    runs = [
+        result(verdict={"state": state}, uncertainty={"comparison": u}, energy_per_output_token_j=2.0)
+        for state, u in (("estimated", 0.5), ("valid", 0.02))
+    ]
+    found = interval(ranking, ENERGY, runs)
+    assert found is not None
+    assert found.half_width == pytest.approx(0.04)
 
 
 def test_studies_are_not_compared_with_each_other() -> None:

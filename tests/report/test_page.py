@@ -117,6 +117,24 @@ def test_what_disqualifies_the_numbers_stands_before_them(fields: dict[str, Any]
     assert text.index('class="alert"') < text.index('class="headline"')
 
 
+def test_estimates_are_shown_and_not_ranked(tmp_path: Path) -> None:
+    """The fewest joules by a model come after the counted ones, labelled, without a ratio, a bar or a point."""
+
+    def change(position: int, cycle: int) -> dict[str, Any]:
+        guessed = position == 0 or (position == 1 and cycle == 3)
+        why = [{"code": "no_counter", "sentence": "A model.", "fix": "Count."}]
+        return {"verdict": {"state": "estimated", "reasons": why}} if guessed else {}
+
+    page = page_of(read(written(tmp_path / "s", study_config(3, 3), change=change)))
+    last, titles = ranking(page)[-1], [t.text for t in page.all("title")]
+
+    assert page.all("section", "headline")[0].text.startswith("Best: synthetic batch_size=2 ")
+    assert [last[column].endswith("(estimate)") for column in ("J/token", "power, W")] == [True, True]
+    assert last["relative"] == "-"
+    assert "estimates beside valid runs: 1 of 3 runs of synthetic batch_size=2." in page.all("div", "alert")[0].text
+    assert "Ranks 1 to 2: J per output token" in titles
+
+
 def test_a_reason_that_not_all_runs_have_says_so(tmp_path: Path) -> None:
     """Two of two were too short, one was hot: ranges and counts in the banner and under the missing joules."""
 

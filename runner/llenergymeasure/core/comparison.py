@@ -207,7 +207,7 @@ def no_claim(figures: Mapping[int, Mapping[int, float]], order: str) -> str | No
     if any(v <= 0 for row in rows for v in row.values()):
         return "not_positive: a figure is zero or negative, so there are no ratios"
     if len(rows) == 1:
-        return "one_configuration: only one configuration has figures, there is nothing to compare it with"
+        return "one_configuration: only one configuration has valid figures, there is nothing to compare it with"
     if sum(len(row) > 1 for row in rows) < 2:
         return "one_cycle: fewer than two configurations have two valid cycles; add cycles"
     if order == "sequential":

@@ -328,7 +328,7 @@ class StudyResult(Record):
 
 
 JUDGED = ("energy_per_output_token_j", "energy_adjusted_per_output_token_j", "mean_power_w")
-"""Quantities that a verdict of `invalid` disqualifies: only believed cycles enter their statistics."""
+"""Quantities that only valid cycles have a say in; estimated ones are described where there is no valid one."""
 
 
 def quantity(result: ExperimentResult, name: str) -> float | None:

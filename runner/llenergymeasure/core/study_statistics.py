@@ -48,18 +48,40 @@ def over_cycles(config_hash: str, summary: str, results: Iterable[ExperimentResu
     verdicts: dict[str, int] = {}
     for result in found:
         verdicts[result.verdict.state] = verdicts.get(result.verdict.state, 0) + 1
-    believed = [r for r in found if r.verdict.state != "invalid"]
     columns = {
-        name: [v for r in (believed if name in JUDGED else found) if (v := quantity(r, name)) is not None]
+        name: [v for r in found if has_say(name, r.verdict.state, verdicts) and (v := quantity(r, name)) is not None]
         for name in STATISTICS_OVER
     }
+    counted = [r for r in found if r.verdict.state == "valid"]
     return ExperimentStatistics(
         config_hash=config_hash,
         summary=summary,
         cycles_completed=len(found),
         verdicts=verdicts,
-        statistics={k: s for k, v in columns.items() if (s := _statistic(k, v, believed)) is not None},
+        statistics=described(
+            {k: s for k, v in columns.items() if (s := _statistic(k, v, counted)) is not None}, verdicts
+        ),
     )
+
+
+def estimated(verdicts: Mapping[str, int]) -> bool:
+    """Whether the joules of runs with these verdicts are a model's estimates: some are, and no run is valid."""
+    return bool(verdicts.get("estimated")) and not verdicts.get("valid")
+
+
+def has_say(name: str, state: str | None, verdicts: Mapping[str, int]) -> bool:
+    """Whether a run enters the mean of a quantity over runs with these verdicts.
+
+    Joules are those of the valid runs; where there is none, those of the estimates.
+    """
+    return name not in JUDGED or state == ("estimated" if estimated(verdicts) else "valid")
+
+
+def described(statistics: Mapping[str, Statistic], verdicts: Mapping[str, int]) -> dict[str, Statistic]:
+    """The same statistics; those of estimated joules without an interval, since repetition does not test a model."""
+    if not estimated(verdicts):
+        return dict(statistics)
+    return {k: s.model_copy(update={"half_width_95": None}) if k in JUDGED else s for k, s in statistics.items()}
 
 
 def _statistic(name: str, values: Sequence[float], results: Sequence[ExperimentResult]) -> Statistic | None:
@@ -109,9 +131,10 @@ def comparisons_of(
     values = {name: {i: figures(cycles, name) for i, cycles in groups.items()} for name in COMPARED}
     if not any(values[ADJUSTED].values()):
         del values[ADJUSTED]
-    boards = {i: board_shares(believed(cycles).values()) for i, cycles in groups.items()}
-    idles = {i: share for i, cycles in groups.items() if (share := idle_share(believed(cycles).values())) is not None}
-    unlike = {name: why for name in values if (why := different_things(name, groups.values())) is not None}
+    counted = {i: believed(cycles, ENERGY).values() for i, cycles in groups.items()}
+    boards = {i: board_shares(runs) for i, runs in counted.items()}
+    idles = {i: share for i, runs in counted.items() if (share := idle_share(runs)) is not None}
+    unlike = {name: why for name in values if (why := _not_comparable(name, groups.values())) is not None}
     compared = compare_all(
         {name: rows for name, rows in values.items() if name not in unlike},
         hashes=hashes,
@@ -124,21 +147,39 @@ def comparisons_of(
     return compared + [QuantityComparison(quantity=name, reason=why) for name, why in unlike.items()]
 
 
-def believed(cycles: Cycles) -> dict[int, ExperimentResult]:
-    """The cycles whose verdict is not `invalid`: nothing is compared with a run that went wrong."""
-    return {c: r for c, r in cycles.items() if r.verdict.state != "invalid"}
+def believed(cycles: Cycles, name: str) -> dict[int, ExperimentResult]:
+    """The cycles that a quantity is compared in: valid ones for joules, others must only not be `invalid`."""
+    joules = name in JUDGED
+    return {c: r for c, r in cycles.items() if (r.verdict.state == "valid" if joules else r.verdict.state != "invalid")}
 
 
 def figures(cycles: Cycles, name: str) -> dict[int, float]:
     """A quantity of the believed cycles that have it."""
-    return {c: v for c, r in sorted(believed(cycles).items()) if (v := quantity(r, name)) is not None}
+    return {c: v for c, r in sorted(believed(cycles, name).items()) if (v := quantity(r, name)) is not None}
+
+
+def estimates(cycles: Cycles, name: str) -> dict[int, float]:
+    """Estimated joules of a configuration without a valid cycle: something to show, nothing to compare."""
+    if name not in JUDGED or any(r.verdict.state == "valid" for r in cycles.values()):
+        return {}
+    found = {c: r for c, r in sorted(cycles.items()) if r.verdict.state == "estimated"}
+    return {c: v for c, r in found.items() if (v := quantity(r, name)) is not None}
+
+
+def _not_comparable(name: str, groups: Iterable[Cycles]) -> str | None:
+    """Why a study compares no figures of this quantity, as `code: sentence`; None if it does."""
+    found = list(groups)
+    if not any(figures(cycles, name) for cycles in found) and any(estimates(cycles, name) for cycles in found):
+        return "no_valid_cycle: the energy is a model's estimate, not a count of joules"
+    return different_things(name, found)
 
 
 def different_things(name: str, groups: Iterable[Cycles]) -> str | None:
     """Why figures of these runs cannot be compared though they have one name, as `code: sentence`; None if they can."""
     if name != LATENCY:
         return None
-    modes = {r.latency.mode: None for cycles in groups for r in believed(cycles).values() if r.latency is not None}
+    runs = [r for cycles in groups for r in believed(cycles, name).values()]
+    modes = {r.latency.mode: None for r in runs if r.latency is not None}
     if len(modes) < 2:
         return None
     things = ", of ".join(TIMED[mode] for mode in modes)
