@@ -18,6 +18,7 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
 from llenergymeasure import cache_file
 from llenergymeasure.core.config import ExperimentConfig
+from llenergymeasure.core.energy_series import DEFAULT_JITTER_S
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.gpu_settings import GpuSettings
 
@@ -28,8 +29,11 @@ FILE = "baselines.json"
 STABLE = 0.005
 """Largest drift over a recording that counts as stable, a fraction of the idle power (measurement.md §3).
 
-As much is taken for a drift that is not known, and for the standard uncertainty of a mean whose parts are not known.
+Over a few seconds more is allowed, see `allowed_drift`. As much is taken for a drift that is not known, and for the
+standard uncertainty of a mean whose parts are not known.
 """
+PART_S = 1.0
+"""A recording is looked at in parts of about this length."""
 SPOT_LEAST_W, SPOT_SHARE = 2.0, 0.02
 """A spot check that differs by more than the larger of the two makes a known idle power worthless."""
 LEAST_DOUBT_W = 1.0
@@ -72,6 +76,13 @@ class Baseline:
         """Drift of the sum over its recording, W; None where it is not known for every GPU."""
         drifts = [s.drift_w for s in self.recorded.values() if s.drift_w is not None]
         return sum(drifts) if drifts and len(drifts) == len(self.per_device_w) else None
+
+    @property
+    def stable(self) -> bool | None:
+        """Whether it moved little enough over its recording; None where its drift is not known."""
+        if self.drift_w is None:
+            return None
+        return abs(self.drift_w) <= allowed_drift(min(s.samples for s in self.recorded.values())) * self.power_w
 
     @property
     def std_uncertainty_w(self) -> float:
@@ -157,6 +168,15 @@ def _find(
     """What was handed down beats what lies on disk; a handed row may come without the digest of the settings."""
     exact, loose = key(uuid, settings.driver, kind, settings.digest), key(uuid, settings.driver, kind, None)
     return handed.get(exact) or handed.get(loose) or kept.get(exact)
+
+
+def allowed_drift(parts: int) -> float:
+    """Largest drift that counts as stable over a recording of so many parts of a second, a fraction of its power.
+
+    The drift is twice the difference of two halves that share an edge, so jitter σ of the ticks gives it √6·4σ/T, near
+    10·σ/T; twice that is no drift. With 4 ms that is more than 0.5 % in recordings of less than 16 s.
+    """
+    return max(STABLE, 20 * DEFAULT_JITTER_S / (PART_S * parts))
 
 
 def belies(spot_w: float, known_w: float) -> bool:

@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from llenergymeasure.baseline import STABLE, Spread, spread
+from llenergymeasure.baseline import PART_S, Spread, allowed_drift, spread
 from llenergymeasure.core.contracts import Device, EnergyBackend
-from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries
+from llenergymeasure.core.energy_series import EnergySeries
 from llenergymeasure.idle_context import idle
 
 WINDOW, SPOT_WINDOW = "baseline", "baseline_spot"
 SPOT_S = 5.0
 WAIT_S, WAITS = 30.0, 2  # before another recording, where the last one drifted
-PART_S = 1.0  # the recording is looked at in parts of about this length
 TICKS_WITHIN_S = 3.0  # the ticks behind an edge are there after this time, or never
 
 MeanPower = Callable[[float, float], float | None]
@@ -21,13 +20,11 @@ MeanPower = Callable[[float, float], float | None]
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded idle window: its edges, s, how often it was recorded, and whether it was stable in the end."""
+    """A recorded idle window: its edges, s, and how often it was recorded; whether it was stable its ticks tell."""
 
     start_s: float
     end_s: float
     attempts: int
-    drift: float | None  # a fraction of its power; None where the source cannot tell yet
-    stable: bool
 
 
 def record(
@@ -51,11 +48,11 @@ def record(
             time.sleep(seconds)
             end_s = source.close_window(WINDOW)
             drift = _drift(source.mean_power_w, start_s, end_s) if source.KIND != "estimate" else None
-            if drift is None or abs(drift) <= allowed_drift(seconds):
-                return Recorded(start_s, end_s, attempt, drift, stable=True)
+            if drift is None or abs(drift) <= allowed_drift(_parts(seconds)):
+                break
             if attempt <= WAITS:
                 time.sleep(WAIT_S)
-        return Recorded(start_s, end_s, attempt, drift, stable=False)
+        return Recorded(start_s, end_s, attempt)
 
 
 def spot(source: EnergyBackend, devices: Sequence[Device], *, kind: str, note: Callable[[], None]) -> float | None:
@@ -66,15 +63,6 @@ def spot(source: EnergyBackend, devices: Sequence[Device], *, kind: str, note: C
         time.sleep(SPOT_S)
         end_s = source.close_window(SPOT_WINDOW)
         return _power_w(source.mean_power_w, start_s, end_s)
-
-
-def allowed_drift(seconds: float) -> float:
-    """Largest drift that counts as stable; over a few seconds the ticks' jitter alone looks like more than 0.5 %.
-
-    The drift is twice the difference of two halves that share an edge, so jitter σ gives it √6·4σ/T, near 10·σ/T;
-    twice that is no drift.
-    """
-    return max(STABLE, 20 * DEFAULT_JITTER_S / seconds)
 
 
 def of_series(series: EnergySeries, start_s: float, end_s: float) -> Spread | None:
@@ -88,14 +76,19 @@ def of_series(series: EnergySeries, start_s: float, end_s: float) -> Spread | No
 
 
 def _drift(mean_power_w: MeanPower, start_s: float, end_s: float) -> float | None:
-    """Drift over the interval as a fraction of its power; waits for the ticks behind its end."""
+    """Drift over the interval as a fraction of its power; waits for the ticks behind its end, None without them."""
     power_w = _power_w(mean_power_w, start_s, end_s)
     moved = _spread(mean_power_w, start_s, end_s) if power_w else None
     return moved.drift_w / power_w if power_w and moved is not None and moved.drift_w is not None else None
 
 
+def _parts(seconds: float) -> int:
+    """In how many parts a recording is looked at."""
+    return max(4, int(seconds / PART_S))
+
+
 def _spread(mean_power_w: MeanPower, start_s: float, end_s: float) -> Spread | None:
-    count = max(4, int((end_s - start_s) / PART_S))
+    count = _parts(end_s - start_s)
     step_s = (end_s - start_s) / count
     edges = [start_s + i * step_s for i in range(count + 1)]
     powers = [mean_power_w(a, b) for a, b in pairwise(edges)]

@@ -131,11 +131,12 @@ def _take_loaded(energy: RunEnergy) -> None:
 
 
 def warnings(energy: RunEnergy) -> list[str]:
-    """What a reader must know of the idle power, as `code: what and fix`."""
-    seen = energy.recorded
-    if seen is None or seen.stable or seen.drift is None:
+    """What a reader must know of the idle power, measured in this run or before it, as `code: what and fix`."""
+    idle, seen = energy.idle, energy.recorded
+    if idle is None or idle.drift_w is None or idle.stable:
         return []
-    moved = f"idle power still moved by {100 * seen.drift:+.1f} % in the last of {seen.attempts} recordings"
+    when = f"in the last of {seen.attempts} recordings" if seen else f"while it was recorded, {idle.age_s:.0f} s ago"
+    moved = f"idle power still moved by {100 * idle.drift_w / idle.power_w:+.1f} % {when}"
     return [f"baseline_unstable: {moved}; let the GPU cool down, then set baseline.cache_ttl_seconds: 0"]
 
 
