@@ -31,7 +31,7 @@ from llenergymeasure import (
 from llenergymeasure.between_runs import known_spread
 from llenergymeasure.calibration_file import named_calibration
 from llenergymeasure.core import registry
-from llenergymeasure.core.calibration import Calibration, corrected
+from llenergymeasure.core.calibration import Calibration, corrected, corrected_w
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import (
     ContinuousEngine,
@@ -40,14 +40,13 @@ from llenergymeasure.core.contracts import (
     ModelFacts,
     Request,
     Weights,
-    Window,
 )
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.phase_split import PhaseSplit
 from llenergymeasure.core.result import ExperimentResult, WarmupResult
 from llenergymeasure.core.uncertainty import Spread
 from llenergymeasure.gpu_settings import thermometer
-from llenergymeasure.observation import Observation
+from llenergymeasure.observation import Observation, calibrated
 from llenergymeasure.own_processes import own_pids
 from llenergymeasure.phases import PROBES, Emit, Phases, planned, silent
 from llenergymeasure.user_config import UserConfig, cache_dir
@@ -175,7 +174,7 @@ def _measure(run: _Run) -> Measured:
         result = record.build(seen)
     return Measured(
         result.model_copy(update={"phases": dict(phases.done)}),
-        _series(energy, done.fed.window, done.fed.generations),
+        _series(seen),
         replay.to_json(seen) if config.output.raw_samples else None,
     )
 
@@ -373,7 +372,12 @@ def _texts(config: ExperimentConfig, engine: InferenceEngine, generations: Seque
     return [engine.detokenise(ids) for ids in outputs[: config.n]]
 
 
-def _series(energy: run_energy.RunEnergy, window: Window, generations: Sequence[Generation]) -> list[dict[str, Any]]:
-    if energy.record is None:
+def _series(observed: Observation) -> list[dict[str, Any]]:
+    """One row per second and GPU, powers and joules corrected as those of the result are."""
+    seen = calibrated(observed)
+    if seen.energy is None:
         return []
-    return timeseries.rows(window, energy.record.readings, energy.record.series, generations)
+    readings, boards = seen.energy.readings, {} if seen is observed else seen.calibration
+    powers = (corrected_w(r.power_w, boards.get(r.gpu_uuid)) for r in readings)
+    corrected_readings = [replace(r, power_w=w) for r, w in zip(readings, powers, strict=True)]
+    return timeseries.rows(seen.window, corrected_readings, seen.energy.series, seen.generations)

@@ -138,13 +138,16 @@ def test_a_clean_window_is_checked_by_both_power_sensors(planted: Callable[..., 
 def test_calibration_corrects_load_and_idle_alike(
     on_gpu: OnGpu, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """300 W of which 300 W are idle: corrected they are 310 W each, nothing is left; the raw joules stay beside."""
+    """300 W of which 300 W are idle: corrected they are 310 W each, second by second, too; nothing is left, the raw joules stay."""
     machine.play(CLEAN)
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({A: {"gain": 1.05, "offset_w": -5.0, "a": 0.01}}), encoding="utf-8")
     monkeypatch.setenv("LLEM_CALIBRATION", str(path))
     idle = {"enabled": True, "kind": "bare", "duration_seconds": 5}
-    result = on_gpu(measurement={"min_duration_seconds": 1.0}, baseline=idle).result
+    measured = on_gpu(measurement={"min_duration_seconds": 1.0}, baseline=idle)
+    result, last = measured.result, measured.series[-1]
+    assert last["energy_j"] == pytest.approx(310 * result.duration_s, rel=0.02)
+    assert measured.series[0]["power_w"] == pytest.approx(310.0, rel=0.01)
     assert result.energy_uncalibrated_j == pytest.approx(300 * result.duration_s, rel=0.02)
     assert result.energy_total_j == pytest.approx(1.05 * result.energy_uncalibrated_j - 5 * result.duration_s, rel=1e-9)
     assert result.baseline_power_w == pytest.approx(310.0, rel=0.01)
