@@ -51,6 +51,10 @@ class Spread:
     samples: int
     drift_w: float | None = None
 
+    def times(self, gain: float) -> "Spread":
+        """The same of powers that are `gain` times as large."""
+        return Spread(gain * self.spread_w, self.samples, None if self.drift_w is None else gain * self.drift_w)
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -80,7 +84,7 @@ class Baseline:
     @property
     def stable(self) -> bool | None:
         """Whether it moved little enough over its recording; None where its drift is not known."""
-        if self.drift_w is None:
+        if self.drift_w is None or self.power_w <= 0:
             return None
         return abs(self.drift_w) <= allowed_drift(min(s.samples for s in self.recorded.values())) * self.power_w
 

@@ -48,16 +48,16 @@ class KnownBaselines:
             note(f"{err}; each run measures the idle power itself")
 
     def learn(self, result: ExperimentResult) -> None:
-        """Take over what a run has measured by a counter."""
+        """Take over what a run has measured by a counter, as the sensor read it: each run corrects it itself."""
         found = result.energy_breakdown
         if found.baseline_method != "fresh" or result.energy_kind != "counter" or found.baseline_timestamp is None:
             return
         driver, kept = result.environment_snapshot.get("driver_version"), baseline.read_rows(cache_dir(self._user))
-        for uuid, power_w in (found.baseline_per_device_w or {}).items():
+        for uuid, seen in (found.baseline_as_read or {}).items():
             digest = (found.baseline_settings or {}).get(uuid)
             name = baseline.key(uuid, driver, str(found.baseline_kind), digest)
             row = baseline.Row(
-                power_w=power_w, measured_at=found.baseline_timestamp, temperature_c=found.baseline_temperature_c
+                measured_at=found.baseline_timestamp, temperature_c=found.baseline_temperature_c, **seen.model_dump()
             )
             full = kept.get(name)
             self._rows[name] = full if full is not None and full.measured_at >= row.measured_at else row

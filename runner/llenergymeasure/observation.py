@@ -117,9 +117,17 @@ def calibrated(seen: Observation) -> Observation:
 
 
 def _calibrated_idle(idle: Baseline | None, known: Calibration) -> Baseline | None:
+    """Idle power with what is known of it; what a spot check found beyond it is shared as the idle power is."""
     if idle is None or not idle.per_device_w:
         return idle
+    gains = {u: known[u].gain if u in known else 1.0 for u in idle.per_device_w}
     per_device_w = corrected_idle_w(idle.per_device_w, known)
     power_w = sum(per_device_w.values())
-    spot_w = None if idle.spot_w is None else idle.spot_w + power_w - idle.power_w
-    return replace(idle, power_w=power_w, per_device_w=per_device_w, spot_w=spot_w)
+    mean_gain = sum(gains[u] * w for u, w in idle.per_device_w.items()) / (idle.power_w or 1.0)
+    return replace(
+        idle,
+        power_w=power_w,
+        per_device_w=per_device_w,
+        recorded={u: s.times(gains[u]) for u, s in idle.recorded.items() if u in gains},
+        spot_w=None if idle.spot_w is None else power_w + mean_gain * (idle.spot_w - idle.power_w),
+    )

@@ -1,15 +1,23 @@
 """Turns what was observed in one experiment into its result: divisions, uncertainties, verdict, warnings, reasons."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 from llenergymeasure import __version__, flops, judging
+from llenergymeasure.baseline import Baseline
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import DeviceEnergy
 from llenergymeasure.core.energy_series import Joules
 from llenergymeasure.core.identity import canonical, measurement_config_hash
 from llenergymeasure.core.plan import flatten
-from llenergymeasure.core.result import EnergyBreakdown, ExperimentResult, GeneratedText, latency_statistics
+from llenergymeasure.core.result import (
+    EnergyBreakdown,
+    ExperimentResult,
+    GeneratedText,
+    IdleAsRead,
+    latency_statistics,
+)
 from llenergymeasure.core.verdict import judge
 from llenergymeasure.observation import Observation, calibrated
 
@@ -35,7 +43,7 @@ def build(observed: Observation) -> ExperimentResult:
     """Give the result of an observation."""
     seen = calibrated(observed)
     joules = seen.joules
-    energy = _energy_fields(seen, joules)
+    energy = _energy_fields(seen, joules, observed.baseline)
     energy["energy_uncalibrated_j"] = observed.joules.value if seen is not observed else None
     uncertainty = judging.uncertainty(seen, energy["energy_adjusted_j"])
     evidence = judging.evidence(observed, joules.value, uncertainty)
@@ -138,33 +146,65 @@ def _texts(seen: Observation) -> list[GeneratedText] | None:
 
 
 def _loaded_idle_w(devices: Sequence[DeviceEnergy]) -> float | None:
-    """Power of all GPUs with the engine loaded and waiting, W, from the guard before a quiet window."""
-    powers = [d.power_before_w for d in devices if d.edges not in ("loaded", "interpolated")]
-    return sum(p for p in powers if p is not None) if powers and None not in powers else None
+    """Power of all GPUs with the engine loaded and waiting, W, from the guards before the window; None if one lacks."""
+    powers = [d.power_before_w for d in devices if d.power_before_w is not None]
+    return sum(powers) if powers and len(powers) == len(devices) else None
 
 
-def _energy_fields(seen: Observation, joules: Joules) -> dict[str, Any]:
+def _no_loaded_idle(devices: Sequence[DeviceEnergy]) -> str:
+    """Why there is none, with the GPUs that lack it where others have it."""
+    lacking = [d.gpu_uuid for d in devices if d.power_before_w is None]
+    of_which = f" on {', '.join(lacking)}" if len(lacking) < len(devices) else ""
+    return f"no quiet guard before the window{of_which}"
+
+
+def _breakdown(seen: Observation, adjusted: float | None, as_read: Baseline | None) -> EnergyBreakdown:
+    """What was taken off; `as_read` is the idle power before its calibration."""
+    baseline, raw = seen.baseline, seen.joules.value
+    if baseline is None or as_read is None:
+        return EnergyBreakdown(raw_j=raw, adjusted_j=adjusted)
+    return EnergyBreakdown(
+        raw_j=raw,
+        adjusted_j=adjusted,
+        baseline_power_w=baseline.power_w,
+        baseline_per_device_w=dict(baseline.per_device_w),
+        baseline_kind=baseline.kind,
+        baseline_method=baseline.method,
+        from_cache=baseline.method != "fresh",
+        baseline_timestamp=baseline.measured_at,
+        baseline_cache_age_s=_age_s(seen) if baseline.method != "fresh" else None,
+        baseline_std_uncertainty_w=baseline.std_uncertainty_w,
+        baseline_drift_w=baseline.drift_w,
+        baseline_drift_reason=_no_drift(baseline) if baseline.drift_w is None else None,
+        baseline_stable=baseline.stable,
+        baseline_temperature_c=baseline.temperature_c,
+        baseline_spot_w=baseline.spot_w,
+        baseline_settings=dict(baseline.settings) or None,
+        baseline_as_read=_as_read(as_read),
+    )
+
+
+def _no_drift(baseline: Baseline) -> str:
+    """Why nobody can tell how the idle power moved while it was recorded."""
+    if baseline.kind == "loaded":
+        return "the guard before the window is too short to show a drift"
+    if baseline.method != "fresh":
+        return "the idle power was handed to this run without its drift"
+    return "the energy source does not show how the idle power moved"
+
+
+def _as_read(idle: Baseline) -> dict[str, IdleAsRead] | None:
+    seen = {u: asdict(idle.recorded[u]) if u in idle.recorded else {} for u in idle.per_device_w}
+    return {u: IdleAsRead(power_w=w, **seen[u]) for u, w in idle.per_device_w.items()} or None
+
+
+def _energy_fields(seen: Observation, joules: Joules, as_read: Baseline | None) -> dict[str, Any]:
     duration_s, baseline = seen.window.duration_s, seen.baseline
     outputs, inputs = seen.output_tokens, seen.input_tokens
     raw = joules.value
     adjusted = raw - baseline.power_w * duration_s if raw is not None and baseline else None
     devices = seen.devices
-    breakdown = EnergyBreakdown(
-        raw_j=raw,
-        adjusted_j=adjusted,
-        baseline_power_w=baseline.power_w if baseline else None,
-        baseline_per_device_w=dict(baseline.per_device_w) if baseline else None,
-        baseline_kind=baseline.kind if baseline else None,
-        baseline_method=baseline.method if baseline else "unavailable",
-        from_cache=bool(baseline and baseline.method != "fresh"),
-        baseline_timestamp=baseline.measured_at if baseline else None,
-        baseline_cache_age_s=_age_s(seen) if baseline and baseline.method != "fresh" else None,
-        baseline_std_uncertainty_w=baseline.std_uncertainty_w if baseline else None,
-        baseline_drift_w=baseline.drift_w if baseline else None,
-        baseline_temperature_c=baseline.temperature_c if baseline else None,
-        baseline_spot_w=baseline.spot_w if baseline else None,
-        baseline_settings=dict(baseline.settings) if baseline and baseline.settings else None,
-    )
+    breakdown = _breakdown(seen, adjusted, as_read)
     fields: dict[str, Any] = {
         "energy_source": seen.source_name,
         "energy_kind": seen.source_kind,
@@ -208,7 +248,7 @@ def _null_reasons(seen: Observation, joules: Joules, energy: Mapping[str, Any]) 
             joules.reason or no_idle,
         ),
         "baseline_power_w": (energy["baseline_power_w"], no_idle),
-        "loaded_idle_power_w": (energy["loaded_idle_power_w"], joules.reason or "no quiet guard before the window"),
+        "loaded_idle_power_w": (energy["loaded_idle_power_w"], joules.reason or _no_loaded_idle(seen.devices)),
         "energy_uncalibrated_j": (energy["energy_uncalibrated_j"], joules.reason or "nothing was calibrated"),
         "host_energy_j": (
             energy["host_energy_j"],

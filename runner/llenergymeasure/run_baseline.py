@@ -133,7 +133,7 @@ def _take_loaded(energy: RunEnergy) -> None:
 def warnings(energy: RunEnergy) -> list[str]:
     """What a reader must know of the idle power, measured in this run or before it, as `code: what and fix`."""
     idle, seen = energy.idle, energy.recorded
-    if idle is None or idle.drift_w is None or idle.stable:
+    if idle is None or idle.drift_w is None or idle.stable is not False:
         return []
     when = f"in the last of {seen.attempts} recordings" if seen else f"while it was recorded, {idle.age_s:.0f} s ago"
     moved = f"idle power still moved by {100 * idle.drift_w / idle.power_w:+.1f} % {when}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes.nvml_script import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
-from llenergymeasure import record
+from llenergymeasure import baseline, record
 from llenergymeasure.baseline import Baseline
 from llenergymeasure.core.calibration import read
 from llenergymeasure.core.contracts import (
@@ -25,7 +25,7 @@ from llenergymeasure.core.contracts import (
     Work,
 )
 from llenergymeasure.core.energy_series import EnergySeries, Tick
-from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.core.result import ExperimentResult, IdleAsRead
 from llenergymeasure.core.uncertainty import Spread
 from llenergymeasure.observation import Observation
 
@@ -42,6 +42,15 @@ def _energy(*joules: float | None, readings: tuple[Reading, ...] = (), **fields:
         for u, j in zip(uuids, joules, strict=True)
     )
     return EnergyRecord(windows={"window": parts}, readings=readings, **fields)
+
+
+def _guards(*powers_w: float | None) -> EnergyRecord:
+    """A quiet window of as many GPUs, with the powers before it."""
+    parts = tuple(
+        DeviceEnergy(u, 4000.0, 4.0, edges="interpolated" if w is None else "quiet", power_before_w=w)
+        for u, w in zip((A, B), powers_w, strict=False)
+    )
+    return EnergyRecord({"window": parts})
 
 
 def _reading(t_s: float, bits: int | None = 0, **fields: Any) -> Reading:
@@ -129,6 +138,47 @@ def test_a_cached_baseline_says_so(see: See) -> None:
     parts = record.build(see(baseline=Baseline(80.0, "bare", "cached", NOW))).energy_breakdown
     assert (parts.baseline_method, parts.from_cache, parts.baseline_kind) == ("cached", True, "bare")
     assert parts.baseline_cache_age_s == 60.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "drift_w", "stable", "reason"),
+    [
+        pytest.param("bare", "fresh", 0.3, True, None, id="stable"),
+        pytest.param("bare", "cached", -3.0, False, None, id="it drifted"),
+        pytest.param("loaded", "fresh", None, None, "the guard before the window is too short", id="loaded"),
+        pytest.param("bare", "validated", None, None, "handed to this run without its drift", id="handed down"),
+        pytest.param("bare", "fresh", None, None, "the energy source does not show", id="of a source that cannot tell"),
+    ],
+)
+def test_whether_the_idle_power_was_stable(
+    kind: str, method: Any, drift_w: float | None, stable: bool | None, reason: str | None, see: See
+) -> None:
+    """Yes, no, or null with the reason; an unknown drift is not called stable."""
+    idle = Baseline(80.0, kind, method, NOW, {A: 80.0}, {A: baseline.Spread(0.5, 30, drift_w)})
+    parts = record.build(see(baseline=idle)).energy_breakdown
+    assert (parts.baseline_drift_w, parts.baseline_stable) == (drift_w, stable)
+    assert (reason or "") in (parts.baseline_drift_reason or "")
+    assert (parts.baseline_drift_reason is None) is (reason is None)
+
+
+def test_a_calibration_scales_what_is_known_of_the_idle_power(see: See) -> None:
+    """Gain 1.5: power, scatter, drift and what the spot check found beyond it; only the watt of doubt stays a watt."""
+    known = read(f'{{"{A}": {{"gain": 1.5, "offset_w": -2.0, "a": 0.01}}}}', source="cal.json")
+    idle = Baseline(80.0, "bare", "validated", NOW, {A: 80.0}, {A: baseline.Spread(2.0, 25, 0.6)}, spot_w=81.5)
+    parts = record.build(see(baseline=idle, calibration=known)).energy_breakdown
+    assert (parts.baseline_power_w, parts.baseline_spot_w) == (118.0, 1.5 * 81.5 - 2.0)
+    assert parts.baseline_drift_w == pytest.approx(0.9)
+    assert parts.baseline_std_uncertainty_w == pytest.approx((0.6**2 + 0.9**2 / 12 + 2.25**2 / 3) ** 0.5)
+    assert parts.baseline_as_read == {A: IdleAsRead(power_w=80.0, spread_w=2.0, samples=25, drift_w=0.6)}
+
+
+def test_a_spot_check_of_two_gpus_is_scaled_as_they_draw(see: See) -> None:
+    """One of two GPUs calibrated: of 4 W found beyond 60 + 20 W three quarters have its gain."""
+    known = read(f'{{"{A}": {{"gain": 1.2, "a": 0.01}}}}', source="cal.json")
+    idle = Baseline(80.0, "bare", "validated", NOW, {A: 60.0, B: 20.0}, spot_w=84.0)
+    parts = record.build(see(energy=_energy(3000.0, 1000.0), baseline=idle, calibration=known)).energy_breakdown
+    assert parts.baseline_power_w == pytest.approx(92.0)
+    assert parts.baseline_spot_w == pytest.approx(92.0 + 3 * 1.2 + 1)
 
 
 def test_a_negative_remainder_is_kept_and_warned_about(see: See) -> None:
@@ -420,11 +470,27 @@ def test_a_warning_of_the_run_is_not_said_twice(see: See) -> None:
 
 def test_idle_of_the_loaded_engine_comes_from_a_quiet_guard(see: See) -> None:
     """From the guard before a quiet window, whoever cut it; a loaded edge has no idle, which is null with a reason."""
-    for edges, wanted in (("quiet", 130.0), (None, 130.0), ("loaded", None), ("interpolated", None)):
-        part = DeviceEnergy(A, 4000.0, 4.0, edges=edges, power_before_w=130.0)  # type: ignore[arg-type]  # from a list
-        result = record.build(see(energy=EnergyRecord({"window": (part,)})))
-        assert result.loaded_idle_power_w == wanted
-        assert ("loaded_idle_power_w" in result.null_reasons) is (wanted is None)
+    result = record.build(see(energy=_guards(130.0)))
+    assert result.loaded_idle_power_w == 130.0
+    assert "loaded_idle_power_w" not in result.null_reasons
+    result = record.build(see(energy=_guards(None)))
+    assert result.loaded_idle_power_w is None
+    assert result.null_reasons["loaded_idle_power_w"] == "no quiet guard before the window"
+
+
+def test_a_guard_after_the_window_that_is_not_quiet_takes_nothing_from_the_one_before(see: See) -> None:
+    """Only the end was interpolated: the power before the window is known all the same."""
+    (part,) = _guards(130.0).windows["window"]
+    energy = EnergyRecord({"window": (replace(part, edges="interpolated", power_after_w=None),)})
+    assert record.build(see(energy=energy)).loaded_idle_power_w == 130.0
+
+
+def test_idle_of_some_gpus_is_not_that_of_all(see: See) -> None:
+    """Two GPUs add up; where one has no quiet guard there is no sum, and the reason names it."""
+    assert record.build(see(energy=_guards(130.0, 120.0))).loaded_idle_power_w == 250.0
+    result = record.build(see(energy=_guards(130.0, None)))
+    assert result.loaded_idle_power_w is None
+    assert result.null_reasons["loaded_idle_power_w"] == "no quiet guard before the window on GPU-b"
 
 
 def test_a_known_spread_between_runs_takes_the_place_of_the_assumed_one(see: See) -> None:

@@ -13,7 +13,7 @@ from cli.process import FAST, alive, environment, over, wait_until
 from fakes.nvml_script import Gpu, Machine, children, install
 from llenergymeasure import ExperimentConfig, ExperimentResult, baseline
 from llenergymeasure.core.errors import MeasurementError
-from llenergymeasure.core.result import EnergyBreakdown
+from llenergymeasure.core.result import EnergyBreakdown, IdleAsRead
 from llenergymeasure.gpu_settings import read_settings
 from llenergymeasure.known_baselines import KnownBaselines, measure_apart
 from llenergymeasure.nvml_sampling import visible_devices
@@ -121,12 +121,13 @@ def test_an_old_one_is_measured_again(machine: Machine) -> None:
 def test_what_a_run_has_measured_anew_serves_the_next(
     method: Any, kind: str | None, learnt: bool, machine: Machine
 ) -> None:
-    """A run whose spot check disagreed measures again; the study goes on with that value."""
+    """A run whose spot check disagreed measures again; the study goes on with what the sensor read then."""
     settings = read_settings(visible_devices())[UUID]
     found = EnergyBreakdown(
         baseline_method=method,
         baseline_kind="bare",
-        baseline_per_device_w={UUID: 95.0},
+        baseline_per_device_w={UUID: 95.95},  # calibrated: gain 1.01
+        baseline_as_read={UUID: IdleAsRead(power_w=95.0, spread_w=0.5, samples=30, drift_w=2.0)},
         baseline_timestamp=datetime.now(UTC),
         baseline_settings={UUID: settings.digest},
     )
@@ -138,6 +139,7 @@ def test_what_a_run_has_measured_anew_serves_the_next(
     )
     (row,) = baseline.handed_down(known.variables()).values()
     assert row.power_w == (95.0 if learnt else 90.0)
+    assert row.recorded == (baseline.Spread(0.5, 30, 2.0) if learnt else None)
 
 
 def test_a_failure_is_told_once_and_left_to_the_runs(machine: Machine) -> None:

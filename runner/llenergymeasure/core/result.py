@@ -47,11 +47,21 @@ class LatencyStatistics(Record):
     max_ms: float
 
 
+class IdleAsRead(Record):
+    """Idle power of one GPU as its sensor read it, W: mean, standard deviation of `samples` parts, drift."""
+
+    power_w: float
+    spread_w: float | None = None
+    samples: int | None = None
+    drift_w: float | None = None
+
+
 class EnergyBreakdown(Record):
     """Joules before and after the idle power is taken off.
 
-    Of the idle power: `drift` is its movement over the recording, `spot` what a short look before this run found,
-    `settings` a digest per GPU of the driver, limits, clocks and modes that it holds for.
+    Of the idle power: `drift` is its movement over the recording, null with a `drift_reason`, and then whether it was
+    `stable` is null, too; `spot` is what a short look before this run found, `settings` a digest per GPU of the driver,
+    limits, clocks and modes that it holds for, `as_read` per GPU what a later run may take: it calibrates that itself.
     """
 
     raw_j: float | None = None
@@ -65,9 +75,12 @@ class EnergyBreakdown(Record):
     baseline_cache_age_s: float | None = None
     baseline_std_uncertainty_w: float | None = None
     baseline_drift_w: float | None = None
+    baseline_drift_reason: str | None = None
+    baseline_stable: bool | None = None
     baseline_temperature_c: float | None = None
     baseline_spot_w: float | None = None
     baseline_settings: dict[str, str] | None = None
+    baseline_as_read: dict[str, IdleAsRead] | None = None
 
 
 class FlopsResult(Record):
