@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 from math import hypot, sqrt
 from pathlib import Path
-from statistics import fmean, stdev, variance
+from statistics import covariance, fmean, stdev, variance
 from typing import Any
 
 RECORD = Path(__file__).resolve().parent / "results" / "gpu_spread_h100.json.gz"
@@ -65,7 +65,11 @@ class Edge:
         self.power_w, self.u_power_w = counter.power_w(first, last), sqrt(variance(powers) / GUARD)
         self.sigma_t_s = sqrt(counter.width_s[tick] ** 2 / 12 + JITTER_S**2)
         self.spread = (max(powers) - min(powers)) / self.power_w
-        self.variance_j2 = (self.power_w * self.sigma_t_s) ** 2 + (self.gap_s * self.u_power_w) ** 2
+        middles_s = [(counter.t_s[i] + counter.t_s[i + 1]) / 2 for i in range(first, last)]
+        self.trend_w_per_s = covariance(middles_s, powers) / variance(middles_s)
+        self.moved_w = abs(self.trend_w_per_s) * (counter.t_s[last] - counter.t_s[first] + self.gap_s) / 2
+        self.steady_variance_j2 = (self.power_w * self.sigma_t_s) ** 2 + (self.gap_s * self.u_power_w) ** 2
+        self.variance_j2 = self.steady_variance_j2 + (self.gap_s * self.moved_w) ** 2
 
 
 def integral_j(points: Points, start_s: float, end_s: float) -> float:
@@ -110,6 +114,7 @@ def computed() -> dict[str, float]:
         "energy_j": energy_j,
         "j_per_token": energy_j / result["output_tokens"],
         "edge": edge,
+        "edge_without_trend": sqrt(begin.steady_variance_j2 + finish.steady_variance_j2) / energy_j,
         "comparison": comparison,
         "absolute": hypot(0.95 * GAIN_LIMIT, comparison),
         "loaded_idle_w": begin.power_w,
@@ -171,9 +176,14 @@ def figures() -> dict[str, str]:
         "energy": f"{energy_j:.2f} J",
         "interpolated": f"{plain_j:.2f} J, {100 * (plain_j / energy_j - 1):.2f} %",
         "sigma_t": f"{1e3 * a.sigma_t_s:.2f} and {1e3 * b.sigma_t_s:.2f} ms",
-        "u(P_a), u(P_b)": f"{a.u_power_w:.2f} and {b.u_power_w:.2f} W",
+        "s/√5 of the guards": f"{a.u_power_w:.2f} and {b.u_power_w:.2f} W",
+        "trends of the guards": f"{a.trend_w_per_s:.1f} and {b.trend_w_per_s:.1f} W/s",
+        "what the trends add up to": f"{a.moved_w:.2f} and {b.moved_w:.2f} W",
+        "u(P_a), u(P_b)": f"{hypot(a.u_power_w, a.moved_w):.2f} and {hypot(b.u_power_w, b.moved_w):.2f} W",
         "terms of P·sigma_t": f"{a.power_w * a.sigma_t_s:.3f}² + {b.power_w * b.sigma_t_s:.3f}²",
-        "terms of g·u(P)": f"{a.gap_s * a.u_power_w:.3f}² + {b.gap_s * b.u_power_w:.3f}²",
+        "terms of g·u(P)": (
+            f"{a.gap_s * hypot(a.u_power_w, a.moved_w):.3f}² + {b.gap_s * hypot(b.u_power_w, b.moved_w):.3f}²"
+        ),
         "u_edge": f"{known['edge'] * energy_j:.2f} J",
         "u_edge, relative": f"{100 * known['edge']:.4f} %",
         "requests": f"{result['requests']} requests",

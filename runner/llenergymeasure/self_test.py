@@ -14,7 +14,7 @@ from typing import Any
 
 from llenergymeasure import sensor_cache
 from llenergymeasure.core.contracts import Device
-from llenergymeasure.core.energy_series import EnergySeries, Jitter
+from llenergymeasure.core.energy_series import EnergySeries
 from llenergymeasure.core.errors import MeasurementError
 from llenergymeasure.core.phase_split import LAG_S
 from llenergymeasure.core.step_response import (
@@ -27,6 +27,7 @@ from llenergymeasure.core.step_response import (
     lag,
     plateau_ratio,
 )
+from llenergymeasure.core.tick_times import Jitter
 from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, driver_version, nvml, visible_devices
 from llenergymeasure.sensor_cache import SelfTest
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from llenergymeasure import cache_file
-from llenergymeasure.core.energy_series import Jitter
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.step_response import Lag
+from llenergymeasure.core.tick_times import Jitter
 from llenergymeasure.nvml_sampling import driver_version
 
 

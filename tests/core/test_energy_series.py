@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.ticks import Energy, constant, ramp, recorded, sine, step, without
-from llenergymeasure.core.contracts import DeviceEnergy
+from llenergymeasure.core.contracts import DeviceEnergy, Edges
 from llenergymeasure.core.energy_series import EnergySeries, Tick, device_energy, total
 from llenergymeasure.core.errors import MeasurementError
 
@@ -187,6 +187,52 @@ def test_a_tick_that_was_read_late_is_not_missing() -> None:
     found = EnergySeries(tuple(ticks)).between(5.03, 15.03)
     assert found.value == pytest.approx(3000, rel=5e-3)
     assert EnergySeries(tuple(ticks)).interior_gap_ticks(4, 16) == 0
+
+
+def stalled(from_s: float, seconds: float) -> EnergySeries:
+    """Ticks each 0.1 s, read within 6 ms but for a stall: the first reading after it shows the last tick of them."""
+    ticks = [Tick(0.1 * i + 0.002, 0.1 * i + 0.008, 30.0 * i) for i in range(700)]
+    inside = [t for t in ticks if from_s < t.after_s <= from_s + seconds]
+    before = [t for t in ticks if t.after_s <= from_s]
+    after = [t for t in ticks if t.after_s > from_s + seconds]
+    swallowed = [Tick(from_s, from_s + seconds, inside[-1].joules)] if inside else []
+    return EnergySeries((*before, *swallowed, *after))
+
+
+STALLS = [
+    ("in-the-guard", 2.75, 0.3, False),
+    ("across-the-start", 2.95, 0.3, False),
+    ("after-the-start", 3.25, 1.0, False),
+    ("across-the-end", 59.5, 2.0, False),
+    ("behind-the-end", 60.25, 0.3, False),
+    ("one-tick-late", 2.95, 0.12, True),
+    ("just-before-the-next", 2.95, 0.14, True),
+    ("far-inside", 30.05, 2.0, True),
+]
+
+
+@pytest.mark.parametrize("edges", ["quiet", "loaded"])
+@pytest.mark.parametrize(("from_s", "seconds", "given"), [s[1:] for s in STALLS], ids=[s[0] for s in STALLS])
+def test_ticks_that_a_stall_swallowed_are_missing(from_s: float, seconds: float, given: bool, edges: Edges) -> None:
+    """One wide tick stands for all of them: sample_gap near an edge; being late by less than a period is no fault."""
+    found = stalled(from_s, seconds).between(3.02, 60.02, edges)
+    assert (found.value is not None) == given
+    assert given or (found.reason or "").startswith("sample_gap")
+
+
+@pytest.mark.parametrize(("seconds", "missing"), [(0.12, 0), (0.21, 1), (0.4, 3), (2.0, 19)])
+def test_swallowed_ticks_are_counted_as_a_gap_inside(seconds: float, missing: int) -> None:
+    """A stall of two seconds hides 19 of its 20 ticks, wherever its one wide tick is taken to lie."""
+    series = stalled(30.05, seconds)
+    assert series.interior_gap_ticks(3, 60) == missing
+    assert series.interior_gap_ticks(3, 29.9) == 0
+
+
+def test_the_value_after_a_stall_is_that_of_its_last_tick() -> None:
+    """It came within the last period; in the middle of the stall it would look as if more had been drawn before."""
+    series = stalled(30.05, 2.0)
+    assert series.times_s[301] == pytest.approx(32.0)
+    assert max(p for _, p in series.powers(29, 33)) < 350
 
 
 @pytest.mark.parametrize("window", [(5.0, 5.0), (6.0, 5.0)], ids=["empty", "reversed"])

@@ -33,14 +33,18 @@ def test_every_figure_of_the_page_follows_from_the_recorded_ticks(example: Modul
 
 
 def test_the_example_gives_what_the_run_stored(example: ModuleType) -> None:
-    """By hand and by the product on the day of the run: the same joules, uncertainties and ratios."""
+    """By hand and by the product on the day of the run: the same joules, uncertainties and ratios.
+
+    A trend in the guards did not count then.
+    """
     result, _ = example.load()
     known = example.computed()
     assert known["energy_j"] == pytest.approx(result["energy_total_j"], rel=1e-9)
     assert known["j_per_token"] == pytest.approx(result["energy_per_output_token_j"], rel=1e-9)
     assert known["loaded_idle_w"] == pytest.approx(result["loaded_idle_power_w"], rel=1e-6)
-    for part in ("edge", "comparison", "absolute"):
-        assert known[part] == pytest.approx(result["uncertainty"][part], rel=1e-6)
+    assert known["edge_without_trend"] == pytest.approx(result["uncertainty"]["edge"], rel=1e-6)
+    for part in ("comparison", "absolute"):
+        assert known[part] == pytest.approx(result["uncertainty"][part], rel=1e-4)
     assert known["allowance"] == pytest.approx(result["cross_check"]["allowance"], rel=1e-6)
     for sensor, ratio in result["cross_check"]["ratios"].items():
         assert known[sensor] == pytest.approx(ratio, rel=1e-6)

@@ -21,7 +21,7 @@ from llenergymeasure.observation import Observation
 FROM_SENSORS = (
     "energy_total_j", "energy_adjusted_j", "energy_per_device_j", "energy_per_output_token_j",
     "energy_per_total_token_j", "energy_per_request_j", "tokens_per_joule", "tokens_per_second_per_watt",
-    "mean_power_w", "loaded_idle_power_w", "uncertainty", "verdict", "measurement_warnings", "occupancy", "thermal",
+    "mean_power_w", "loaded_idle_power_w", "verdict", "measurement_warnings", "occupancy", "thermal",
     "null_reasons", "duration_s", "tokens_per_second", "measurement_config_hash", "memory_total_mb",
 )  # fmt: skip
 CUT_BY_BATCHES = {"power_drift": 0.001, "clock_drift": 0.001, "temperature_change_c": 0.6}
@@ -43,7 +43,8 @@ def close(value: Any, wanted: Any, where: str, *, rel: float = 1e-6, abs_: float
 def test_a_recorded_run_is_judged_as_before(name: str) -> None:
     """Every figure that hangs on the sensors comes out of the raw samples again, the stored result is the oracle.
 
-    Its uncertainty is that of the jitter that was believed that day; one of these runs had 0 from its self-test.
+    Its uncertainty is that of the jitter that was believed that day; one of these runs had 0 from its self-test. What a
+    trend in the guards adds to that of the edges did not count then.
     The recorder of that day did not write when batches began; benchmarks/recorded.py read it off the power or made them
     equally long, so the window's thirds are cut some hundredths of a second beside the places where they were cut then.
     """
@@ -52,6 +53,9 @@ def test_a_recorded_run_is_judged_as_before(name: str) -> None:
     (before,) = stored["sensors"].values()
     again = run.judged(jitter(before["jitter_used_s"])).model_dump()
     (sensor,) = again["sensors"].values()
+    now, then = again.pop("uncertainty"), stored.pop("uncertainty")
+    assert then["edge"] <= now.pop("edge") <= 2 * then.pop("edge")
+    close(now, then, "uncertainty", rel=1e-4)
     for field in FROM_SENSORS:
         close(again[field], stored[field], field)
     close(again["cross_check"], stored["cross_check"], "cross_check")

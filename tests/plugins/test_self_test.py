@@ -14,8 +14,9 @@ from fakes.nvml_script import Gpu, Machine
 from llenergymeasure import self_test, sensor_cache
 from llenergymeasure.core import registry
 from llenergymeasure.core.contracts import EnergyRecord
-from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries, Jitter, Tick
+from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries, Tick
 from llenergymeasure.core.step_response import Burst, Lag, lag, plateau_ratio
+from llenergymeasure.core.tick_times import Jitter
 from llenergymeasure.nvml_sampling import visible_devices
 from llenergymeasure.sensor_cache import SelfTest
 

@@ -14,11 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from statistics import fmean, median, variance
+from statistics import linear_regression, median, variance
 from typing import Any, Literal
 
 from llenergymeasure.core.contracts import DeviceEnergy, Edges
 from llenergymeasure.core.errors import MeasurementError
+from llenergymeasure.core.tick_times import Jitter, TickTimes
+from llenergymeasure.core.tick_times import Tick as Tick  # noqa: PLC0414  (of which a series is made)
 
 MAX_RELATIVE_UNCERTAINTY = 0.02
 """Joules with a larger standard uncertainty of the edges are not given (measurement.md §2)."""
@@ -32,34 +34,13 @@ GUARD_TICKS = 5
 QUIET_SPREAD = 0.05
 """Guard ticks whose powers differ by more than this share of their mean are not quiet (measurement.md §2)."""
 
-TIMING_SPREAD = 6.0
-"""The powers of five equal ticks differ by less than this many of the standard deviations that timing gives them."""
-
-SLOW_READING = 1.5
-"""A reading wider than so many times the median says little of its tick's moment."""
+TIMING_SPREAD = 3.0
+"""By so many standard deviations of its moment may a guard's tick lie beside the straight line."""
 
 DEFAULT_JITTER_S = 0.004
 """Standard deviation of the tick's lag, 4 ms, measured on an H100 80GB HBM3, driver 580 (measurement.md §1)."""
 
 EdgesUsed = Literal["quiet", "loaded", "interpolated"]
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """One counter update: old value last seen at `before_s`, new value `joules` first seen at `after_s`.
-
-    `skipped` ticks before it were left out on purpose, to spare the processor inside a long window.
-    """
-
-    before_s: float
-    after_s: float
-    joules: float
-    skipped: int = 0
-
-    @property
-    def t_s(self) -> float:
-        """Best estimate of the moment of the update."""
-        return (self.before_s + self.after_s) / 2
 
 
 @dataclass(frozen=True)
@@ -80,11 +61,13 @@ class Joules:
 
 
 @dataclass(frozen=True)
-class Jitter:
-    """Standard deviation of a tick's moment about its beat, s; an upper limit of it where the readings hide it."""
+class _Guard:
+    """The waiting power beside an edge (W), its variance (W²), how it changes (W/s), and the guard's length (s)."""
 
-    jitter_s: float
-    hidden: bool = False
+    power_w: float
+    variance: float
+    trend_w_per_s: float
+    length_s: float
 
 
 @dataclass(frozen=True)
@@ -105,45 +88,23 @@ class EnergySeries:
     jitter_s: float = DEFAULT_JITTER_S
 
     @cached_property
+    def _when(self) -> TickTimes:
+        return TickTimes(self.ticks)
+
+    @property
     def times_s(self) -> list[float]:
         """Moments of the ticks, s."""
-        return [t.t_s for t in self.ticks]
+        return self._when.times_s
 
-    @cached_property
+    @property
     def period_s(self) -> float | None:
         """Median distance of ticks, s; None with fewer than three ticks."""
-        if len(self.ticks) < 3:
-            return None
-        near = [b - a for (a, b), t in zip(pairwise(self.times_s), self.ticks[1:], strict=True) if not t.skipped]
-        return median(near) if len(near) > 1 else self._period_of_distant_ticks_s()
+        return self._when.period_s
 
-    def _period_of_distant_ticks_s(self) -> float:
-        distances = zip(pairwise(self.times_s), self.ticks[1:], strict=True)
-        return median((b - a) / (t.skipped + 1) for (a, b), t in distances)
-
-    @cached_property
+    @property
     def measured_jitter(self) -> Jitter | None:
-        """How much these ticks' moments scatter; None with fewer than twenty. Holes and slow readings are left out.
-
-        Distances of neighbours scatter by twice the variance s² of one tick. A reading of width w explains w²/12 of s²
-        at most, less where the driver looks at the counter in the middle of a call. What is left is the jitter if it is
-        more than twice its standard uncertainty s²·√(3/n) (3, as neighbouring distances share a tick); else all of the
-        scatter, with twice that uncertainty, is the jitter's upper limit.
-        """
-        period = self.period_s or 0.0
-        pairs = enumerate(pairwise(self.times_s))
-        near = [(b - a, i) for i, (a, b) in pairs if b - a < 1.5 * period and not self.ticks[i + 1].skipped]
-        if len(near) < 20:
-            return None
-        widest = SLOW_READING * median(self._width_s(i) for _, i in near)
-        kept = [(d, i) for d, i in near if max(self._width_s(i), self._width_s(i + 1)) <= widest]
-        if len(kept) < 10:
-            return None
-        scatter2 = variance(d for d, _ in kept) / 2
-        left2 = scatter2 - fmean(self._width_s(i) ** 2 + self._width_s(i + 1) ** 2 for _, i in kept) / 24
-        twice_u2 = 2 * scatter2 * math.sqrt(3 / len(kept))
-        hidden = left2 <= twice_u2
-        return Jitter(math.sqrt(scatter2 + twice_u2 if hidden else left2), hidden)
+        """How much these ticks' moments scatter; None with fewer than twenty."""
+        return self._when.measured_jitter
 
     @cached_property
     def went_back(self) -> bool:
@@ -203,7 +164,7 @@ class EnergySeries:
     def interior_gap_ticks(self, start_s: float, end_s: float) -> int:
         """Largest number of ticks in a row that were not seen between two instants; the counter lost nothing."""
         first, last = bisect_right(self.times_s, start_s) - 1, bisect_left(self.times_s, end_s)
-        return max((self._missing(i) for i in range(max(0, first), min(last, len(self.ticks) - 1))), default=0)
+        return max((h.missing for h in self._when.holes if h.last > first and h.first < last), default=0)
 
     def _interval_at(self, t_s: float) -> int | None:
         """Index of the tick before an instant that has a tick after it, too."""
@@ -222,34 +183,30 @@ class EnergySeries:
         """Powers of the intervals first…last, as far as they were recorded."""
         return [self._power_w(i) for i in range(max(0, first), min(last, len(self.ticks) - 2) + 1)]
 
-    def _width_s(self, i: int) -> float:
-        return self.ticks[i].after_s - self.ticks[i].before_s
-
     def _sigma2(self, i: int) -> float:
         """Variance of a tick's moment, s²: w²/12 + jitter² (measurement.md §2)."""
-        return self._width_s(i) ** 2 / 12 + self.jitter_s**2
-
-    def _missing(self, i: int) -> int:
-        """How many ticks were surely not seen between tick `i` and the next; one that was read late is not missing."""
-        period = self.period_s or math.inf
-        late = sum(max(0.0, self._width_s(k) / 2 - period / 4) for k in (i, i + 1))
-        apart = round((self.times_s[i + 1] - self.times_s[i] - late) / period)
-        return max(0, apart - 1 - self.ticks[i + 1].skipped)
+        return self._when.width_s(i) ** 2 / 12 + self.jitter_s**2
 
     def _hole_near(self, t_s: float, i: int, edges: Edges, outer: Literal["before", "after"]) -> bool:
         """Whether a tick is missing within five ticks of an edge in interval `i`.
 
         Ticks left out on purpose count as missing, too, but not on the inner side of a quiet edge, which needs none.
         """
+        if any(self._is_near(t_s, h.first, h.last) for h in self._when.holes):
+            return True
+        last = len(self.ticks) - 2
+        outside = range(i) if outer == "before" else range(i + 1, last + 1)
+        near = range(max(0, i - EDGE_GAP_TICKS), min(i + EDGE_GAP_TICKS, last) + 1)
+        return any(
+            self.ticks[k + 1].skipped and (edges == "loaded" or k in outside) and self._is_near(t_s, k, k + 1)
+            for k in near
+        )
+
+    def _is_near(self, t_s: float, first: int, last: int) -> bool:
+        """Whether a tick that was not seen between two others may have come within five ticks of an instant."""
         period = self.period_s or 0.0
-        for k in range(max(0, i - EDGE_GAP_TICKS), min(i + EDGE_GAP_TICKS, len(self.ticks) - 2) + 1):
-            nearest_s = min(max(t_s, self.times_s[k] + period), self.times_s[k + 1] - period)
-            if abs(t_s - nearest_s) > EDGE_GAP_TICKS * period:
-                continue
-            outside = k < i if outer == "before" else k > i
-            if self._missing(k) or (self.ticks[k + 1].skipped and (edges == "loaded" or outside)):
-                return True
-        return False
+        nearest_s = min(max(t_s, self.times_s[first] + period), self.times_s[last] - period)
+        return abs(t_s - nearest_s) <= EDGE_GAP_TICKS * period
 
     def _loaded(self, t_s: float, i: int, mean_power_w: float) -> _Edge:
         """An edge under load: variance tau²·dP²/48 + (P·sigma_t)²."""
@@ -288,27 +245,45 @@ class EnergySeries:
         gap_s = self.times_s[tick] - t_s
         return self._quiet(tick, gap_s, guard, sign=-1)
 
-    def _quiet(self, tick: int, gap_s: float, guard: tuple[float, float], *, sign: int) -> _Edge:
-        """The counter at a quiet edge: variance (P·sigma_t)² + g²·u²(P)."""
-        power_w, variance_w2 = guard
-        value = self.ticks[tick].joules + sign * power_w * gap_s
-        return _Edge(value, power_w**2 * self._sigma2(tick) + gap_s**2 * variance_w2, power_w, math.sqrt(variance_w2))
+    def _quiet(self, tick: int, gap_s: float, guard: _Guard, *, sign: int) -> _Edge:
+        """The counter at a quiet edge: variance (P·sigma_t)² + g²·u²(P).
 
-    def _waiting(self, intervals: range) -> tuple[float, float] | None:
-        """Mean power (W) and its variance (W²) of the guard's intervals; None if too few, or not quiet.
-
-        Equal ticks seem to differ in power because their moments are uncertain; only what exceeds that counts.
+        In u(P) is how far the power may have been from the guard's beyond it, by the guard's own trend: from the
+        middle of the guard to that of the gap it is half of both.
         """
+        moved_w = guard.trend_w_per_s * (guard.length_s + gap_s) / 2
+        value = self.ticks[tick].joules + sign * guard.power_w * gap_s
+        variance_j2 = guard.power_w**2 * self._sigma2(tick) + gap_s**2 * (guard.variance + moved_w**2)
+        return _Edge(value, variance_j2, guard.power_w, math.sqrt(guard.variance))
+
+    def _waiting(self, intervals: range) -> _Guard | None:
+        """What the guard's intervals tell of the waiting power; None if they are too few, or not quiet."""
         if intervals.start < 0 or intervals.stop > len(self.ticks) - 1:
             return None
-        first, last = self.ticks[intervals.start], self.ticks[intervals.stop]
-        mean_w = (last.joules - first.joules) / (last.t_s - first.t_s)
-        powers = [self._power_w(i) for i in intervals]
-        sigma2 = max(self._sigma2(i) for i in (*intervals, intervals.stop))
-        timing = TIMING_SPREAD * math.sqrt(2 * sigma2) / min(self.times_s[i + 1] - self.times_s[i] for i in intervals)
-        if max(powers) - min(powers) > (QUIET_SPREAD + timing) * mean_w:
+        first, last = intervals.start, intervals.stop
+        length_s = self.times_s[last] - self.times_s[first]
+        mean_w = (self.ticks[last].joules - self.ticks[first].joules) / length_s
+        one_tick_s = (1 - 1 / GUARD_TICKS) * length_s / GUARD_TICKS
+        if mean_w <= 0 or self._off_line_s(range(first, last + 1), mean_w) > QUIET_SPREAD * one_tick_s:
             return None
-        return mean_w, variance(powers) / len(powers)
+        powers = [self._power_w(i) for i in intervals]
+        middles_s = [(self.times_s[i] + self.times_s[i + 1]) / 2 for i in intervals]
+        trend = linear_regression(middles_s, powers).slope
+        return _Guard(mean_w, variance(powers) / len(powers), trend, length_s)
+
+    def _off_line_s(self, ticks: range, mean_w: float) -> float:
+        """How far these ticks lie off a straight line through the outer ones, beyond what their moments explain, s.
+
+        One tick of another power shifts those behind it against those before. Moments scatter as assumed, or less if
+        this recording shows less.
+        """
+        told = self.measured_jitter
+        jitter_s = min(self.jitter_s, told.jitter_s) if told else self.jitter_s
+        first, zero_s = self.ticks[ticks.start], self.times_s[ticks.start]
+        off = [(self.ticks[i].joules - first.joules) / mean_w - (self.times_s[i] - zero_s) for i in ticks]
+        scatter = [TIMING_SPREAD * math.sqrt(self._when.width_s(i) ** 2 / 12 + jitter_s**2) for i in ticks]
+        pairs = list(zip(off, scatter, strict=True))
+        return max(o - s for o, s in pairs) - min(o + s for o, s in pairs)
 
 
 def _difference(begin: _Edge, finish: _Edge, wanted: Edges) -> Joules:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, SLOW_READING, EnergySeries
+from llenergymeasure.core.energy_series import DEFAULT_JITTER_S, EnergySeries
+from llenergymeasure.core.tick_times import SLOW_READING
 
 LEVEL_TICKS = 5  # tell the power on each side of an end
 LEVEL_SPREAD = 0.10  # powers that differ by more of their mean, beyond what reading explains, are not level
