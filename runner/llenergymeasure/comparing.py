@@ -31,10 +31,19 @@ from llenergymeasure.core.errors import StudyError
 from llenergymeasure.core.plan import describe_all, make_plan
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.result import ExperimentResult
-from llenergymeasure.core.study_statistics import believed, board_shares, different_things, estimates, figures
+from llenergymeasure.core.study_statistics import (
+    believed,
+    board_shares,
+    different_things,
+    estimates,
+    figures,
+    gain_limits,
+)
+from llenergymeasure.evidence import calibrated_gpus
 from llenergymeasure.object_store import Access, open_place
 from llenergymeasure.stored_study import Rebuilt, rebuild
 from llenergymeasure.study_summary import by_position
+from llenergymeasure.wording import percent
 
 Method = Literal["within_cycles", "different_sessions", "one_run_assumed"]
 SAME_WORK = ("model", "model_revision", "dataset", "dataset_sha256", "n", "max_input_tokens", "max_output_tokens")
@@ -335,7 +344,9 @@ def _log_mean(values: Sequence[float], configuration: Configuration, name: str) 
 def _allowance(a: Configuration, b: Configuration, name: str, claims: int) -> float:
     if name != ENERGY:
         return 0.0
-    return gain_allowance(*(board_shares(believed(c.runs, ENERGY).values()) for c in (a, b)), claims=claims)
+    one, other = (list(believed(c.runs, ENERGY).values()) for c in (a, b))
+    limits = gain_limits([*one, *other])
+    return gain_allowance(board_shares(one), board_shares(other), limits=limits, claims=claims)
 
 
 def _with(known: Difference, interval: Interval) -> Difference:
@@ -364,13 +375,20 @@ def caveats(
         found.append("a side with one run: its run-to-run part is assumed, not measured; add cycles")
     widths = [d.gain_allowance for p in pairs for d in p.differences if d.gain_allowance]
     if widths:
-        share = f"±{100 * math.expm1(max(widths)):.0f} %"
-        found.append(f"joules from different GPUs: their sensors are not calibrated, so the interval includes {share}")
+        found.append(_of_gains([r for pair in compared for c in pair for r in c.runs.values()], max(widths)))
     for k, letter in enumerate("AB"):
         found += _of_side(letter, [pair[k] for pair in compared])
     different = {name: values for pair in compared for name, values in _different_work(*pair).items()}
     found += [f"not the same work: {n} is {x} in A, {y} in B" for n, (x, y) in different.items()]
     return found
+
+
+def _of_gains(results: Sequence[ExperimentResult], width: float) -> str:
+    share = f"±{percent(math.expm1(width))}"
+    calibrated, gpus = calibrated_gpus(results)
+    state = {0: "their sensors are not calibrated", gpus: "their calibrations leave that much open"}
+    why = state.get(calibrated, f"not all of their sensors are calibrated ({calibrated} of {gpus})")
+    return f"joules from different GPUs: {why}, so the interval includes {share}"
 
 
 def _of_side(letter: str, configurations: Sequence[Configuration]) -> list[str]:

@@ -28,13 +28,14 @@ def listed(values: Iterable[object]) -> str:
 
 def uncertainty(results: Results) -> str:
     """Both 95 % half-widths of the joules per output token; of several runs the widest."""
-    known = [r.uncertainty for r in results if r.uncertainty.comparison is not None]
+    results = [r for r in results if r.uncertainty.comparison is not None]
+    known = [r.uncertainty for r in results]
     if not known:
         return DASH
     up_to = "up to " if len(known) > 1 else ""
     text = f"{up_to}±{percent(_most(known, lambda u: u.comparison))} (95 %) compared with other runs on this GPU"
     if any(u.absolute is not None for u in known):
-        text += f"; {up_to}±{percent(_most(known, lambda u: u.absolute))} absolute, {_gain(known)}"
+        text += f"; {up_to}±{percent(_most(known, lambda u: u.absolute))} absolute, because {_gain(results)}"
     return text
 
 
@@ -42,10 +43,21 @@ def _most(known: Sequence[Uncertainty], get: Callable[[Uncertainty], float | Non
     return max((v for u in known if (v := get(u)) is not None), default=0.0)
 
 
-def _gain(known: Sequence[Uncertainty]) -> str:
-    limit = _most(known, lambda u: u.gain_limit if u.gain_limit is not None else GAIN_LIMIT)
-    state = "calibrated" if limit < GAIN_LIMIT else "not calibrated"
-    return f"because the sensor's gain is {state} (±{percent(limit)})"
+def _gain(results: Results) -> str:
+    limits = [r.uncertainty.gain_limit for r in results]
+    limit = f"±{percent(max(GAIN_LIMIT if a is None else a for a in limits))}"
+    calibrated, gpus = calibrated_gpus(results)
+    if 0 < calibrated < gpus:
+        return f"the gain of {calibrated} of {gpus} sensors is calibrated ({limit})"
+    return f"the sensor's gain is {'calibrated' if calibrated else 'not calibrated'} ({limit})"
+
+
+def calibrated_gpus(results: Results) -> tuple[int, int]:
+    """How many GPUs of these runs were calibrated in all of them, and how many there are."""
+    used = [(u, (r.sensors or {}).get(u)) for r in results for u in r.energy_per_device_j or r.sensors or {}]
+    without = {u for u, s in used if s is None or s.gain is None}
+    gpus = {u for u, _ in used}
+    return len(gpus - without), len(gpus)
 
 
 def budget(results: Results) -> str:

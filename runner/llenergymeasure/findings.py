@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from llenergymeasure.core.comparison import ENERGY, SPEED, PairComparison, QuantityComparison
 from llenergymeasure.core.result import JUDGED, ExperimentResult, ExperimentStatistics, StudyResult
-from llenergymeasure.core.study_statistics import estimated
+from llenergymeasure.core.study_statistics import different_calibrations, estimated
 from llenergymeasure.wording import counted, merged, number, percent, plus_minus, signed_percent
 
 POWER = "mean_power_w"
@@ -203,6 +203,8 @@ def _sureness(order: Sequence[Ranked], quantity: str, told: Sequence[Told]) -> t
     sentences += _within(best, own, quantity, comparison) if own else []
     if len({r.study for r in [best, *rivals]}) > 1:
         sentences.append("Studies are ranked by their means: how sure a difference is can only be told within a study.")
+        scales = different_calibrations(r for t in told for r in t.results if r.verdict.state == "valid")
+        sentences += [f"Not even that holds: {scales.partition(': ')[2]}."] if scales and quantity == ENERGY else []
     return tuple(sentences)
 
 

@@ -200,6 +200,65 @@ def test_different_boards_have_their_gain_in_the_interval() -> None:
     assert not any("different GPUs" in c for c in here.caveats)
 
 
+def calibrated(uuid: str, gain: float | None, a: float, **more: Any) -> dict[str, Any]:
+    """Fields of a run on one GPU whose sensor a calibration file corrected, or did not (None)."""
+    return {
+        "energy_per_device_j": {uuid: 1.0}, "sensors": {uuid: {"gain": gain, "offset_w": None if gain is None else 0.5}},
+        "uncertainty": {"gain_limit": a, "comparison": 0.02}, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("set_beside", [inside, between], ids=["of one study", "of two"])
+@pytest.mark.parametrize("gain", [None, 1.02], ids=["none", "another"])
+def test_joules_of_one_board_in_two_calibrations_have_no_ratio(
+    set_beside: Callable[[Configuration, Configuration], Comparison], gain: float | None
+) -> None:
+    """5 % that only the file made are no finding: it says which GPU, both corrections, and what to do."""
+    one = configuration("aa", A5, **calibrated("GPU-0", gain, 0.1 if gain is None else 0.01))
+    other = configuration("bb", [1.05 * j for j in A5], **calibrated("GPU-0", 1.05, 0.01))
+
+    found = set_beside(one, other)
+
+    d = energy(found)
+    assert (d.finding, d.ratio, (d.reason or "").partition(":")[0]) == (None, None, "different_calibrations")
+    was = "as read" if gain is None else "gain 1.02, offset 0.5 W"
+    said = answer(found)
+    assert f"the joules of GPU-0 ({was}, then gain 1.05, offset 0.5 W) were not corrected alike" in said
+    assert "measure all of them with the same --calibration file, or all without" in said
+    assert found.pairs[0].differences[1].finding is not None
+
+
+def test_joules_of_one_board_in_one_calibration_are_compared() -> None:
+    """The same correction on both sides cancels."""
+    fields = calibrated("GPU-0", 1.05, 0.01)
+
+    found = energy(between(configuration("aa", A5, **fields), configuration("bb", B5, **fields)))
+
+    assert (found.finding, found.gain_allowance) == ("lower", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (("GPU-1", 0.97, 0.01), "their calibrations leave that much open, so the interval includes ±1.6 %"),
+        (("GPU-1", None, 0.1), "not all of their sensors are calibrated (1 of 2), so the interval includes ±12 %"),
+    ],
+    ids=["both", "one"],
+)
+def test_calibrated_boards_are_as_far_apart_as_their_files_leave_open(
+    there: tuple[str, float | None, float], said: str
+) -> None:
+    """Across boards each one's own half-width enters; 12 % fewer are found between two that are known to 1 %."""
+    found = between(
+        configuration("aa", A5, **calibrated("GPU-0", 1.03, 0.01)), configuration("bb", B5, **calibrated(*there))
+    )
+
+    as_normal = scipy.stats.norm.ppf(0.975) * math.hypot(0.01, there[2]) / math.sqrt(3)
+    assert energy(found).gain_allowance == pytest.approx(min(as_normal, 0.01 + there[2]))
+    assert energy(found).finding == "lower"
+    assert any(said in c for c in found.caveats)
+
+
 def test_invalid_runs_are_left_out_and_named() -> None:
     """A run that may not be believed has no say, and the reader hears of it."""
     broken = run("x", 50.0, verdict={"state": "invalid", "reasons": [{"code": "c", "sentence": "Hot.", "fix": "f"}]})

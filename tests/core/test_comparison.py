@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llenergymeasure.core.comparison import (
     ENERGY,
     LOWER_IS_BETTER,
+    Boards,
     PairComparison,
     QuantityComparison,
     apart,
@@ -396,11 +397,22 @@ def test_gain_allowance_covers_uniform_gain_errors() -> None:
     assert 0.95 <= inside < 0.97
 
 
+def test_calibrated_boards_differ_by_their_own_limits() -> None:
+    """Two of 1 and 2 %: a tenth of what two uncalibrated ones would have, and never beyond the sum of both."""
+    limits = {"G0": 0.01, "G1": 0.02}
+
+    found = gain_allowance({"G0": 1.0}, {"G1": 1.0}, limits=limits)
+
+    assert found == pytest.approx(scipy.stats.norm.ppf(0.975) * math.hypot(0.01, 0.02) / math.sqrt(3))
+    assert gain_allowance({"G0": 1.0}, {"G1": 1.0}, limits=limits, claims=1000) == pytest.approx(0.03)
+    assert gain_allowance({"G0": 1.0}, {"G2": 1.0}, limits={"G0": 0.0}) == pytest.approx(0.1)
+
+
 def test_comparison_across_boards_is_wider() -> None:
     """In a study whose configurations ran on different GPUs the joules of a pair have the gain in their interval."""
     figures = study(2, 5)
     narrow = compared(figures).against_first[0]
-    wide = compared(figures, boards={ENERGY: {0: {"G0": 1.0}, 1: {"G1": 1.0}}}).against_first[0]
+    wide = compared(figures, boards={ENERGY: Boards({0: {"G0": 1.0}, 1: {"G1": 1.0}})}).against_first[0]
 
     assert narrow.gain_allowance == 0
     assert (narrow.finding, wide.finding) == ("higher", "no_difference")  # 10 % is within what two boards differ by

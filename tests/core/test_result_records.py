@@ -18,7 +18,7 @@ from llenergymeasure.core.result import (
     latency_statistics,
     scalars,
 )
-from llenergymeasure.core.study_statistics import comparisons_of, over_cycles
+from llenergymeasure.core.study_statistics import comparisons_of, gain_limits, over_cycles
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 REQUIRED: dict[str, Any] = {
@@ -230,6 +230,58 @@ def test_a_study_claims_nothing_of_estimates(groups: list[tuple[float, str]], re
     assert (found[ENERGY].reason or "").startswith(reason)
     assert (found[ENERGY].best_hash, found[ENERGY].against_first, found[ENERGY].against_best) == (None, [], [])
     assert found[SPEED].reason is None
+
+
+def _on(gains: dict[str, float | None], limit: float, joules: float) -> dict[int, ExperimentResult]:
+    """Three cycles on these GPUs in equal shares; gains of a calibration file, or None."""
+    fields = {
+        "energy_per_device_j": dict.fromkeys(gains, 1.0),
+        "sensors": {u: {"gain": g, "offset_w": None if g is None else 0.0} for u, g in gains.items()},
+        "uncertainty": {"gain_limit": limit},
+    }
+    return {c: result(energy_per_output_token_j=joules * 1.002**c, **fields) for c in (1, 2, 3)}
+
+
+def test_a_study_with_two_calibrations_of_a_gpu_claims_nothing_about_joules() -> None:
+    """As when it went on without its file before that was refused; neither does it where one cycle alone differs."""
+    with_file, without = _on({"GPU-a": 1.05}, 0.01, 2.0), _on({"GPU-a": None}, 0.1, 1.5)
+    mixed = {**with_file, 3: _on({"GPU-a": None}, 0.1, 2.0)[3]}
+    for groups in ({0: with_file, 1: without}, {0: with_file, 1: mixed}):
+        found = {c.quantity: c for c in comparisons_of(groups, ["a", "b"], ["a", "b"], "shuffled")}
+        assert (found[ENERGY].reason or "").startswith("different_calibrations: the joules of GPU-a (gain 1.05, ")
+        assert (found[ENERGY].best_hash, found[ENERGY].against_first) == (None, [])
+        assert found[SPEED].reason is None
+
+
+def test_a_gain_of_one_is_as_read() -> None:
+    """A file that corrects nothing gives the same joules as none."""
+    groups = {0: _on({"GPU-a": 1.0}, 0.01, 2.0), 1: _on({"GPU-a": None}, 0.1, 1.5)}
+    assert comparisons_of(groups, ["a", "b"], ["a", "b"], "shuffled")[0].reason is None
+
+
+@pytest.mark.parametrize(
+    ("gains", "limit", "wanted"),
+    [
+        ({"GPU-a": 1.02}, 0.01, {"GPU-a": 0.01}),
+        ({"GPU-a": None}, 0.1, {"GPU-a": 0.1}),
+        ({"GPU-a": 1.02, "GPU-b": None}, 0.055, {"GPU-a": 0.01, "GPU-b": 0.1}),
+        ({"GPU-a": 1.02, "GPU-b": 0.99}, 0.015, {"GPU-a": 0.015, "GPU-b": 0.015}),
+        ({"GPU-a": 1.02}, 0.12, {"GPU-a": 0.12}),
+    ],
+    ids=["calibrated", "not", "one of two", "both", "worse than none"],
+)
+def test_each_gpu_has_the_limit_of_its_own_gain(
+    gains: dict[str, float | None], limit: float, wanted: dict[str, float]
+) -> None:
+    """From the limit of the joules as a whole; what is not calibrated has 10 %."""
+    assert gain_limits(_on(gains, limit, 2.0).values()) == pytest.approx(wanted)
+
+
+def test_a_study_across_calibrated_gpus_has_their_limits_in_its_intervals() -> None:
+    """1 % each, not 10 %."""
+    groups = {0: _on({"GPU-a": 1.05}, 0.01, 2.0), 1: _on({"GPU-b": 0.97}, 0.01, 1.5)}
+    (pair,) = comparisons_of(groups, ["a", "b"], ["a", "b"], "shuffled")[0].against_first
+    assert pair.gain_allowance == pytest.approx(1.959964 * 0.01 * math.sqrt(2 / 3), rel=1e-5)
 
 
 def test_counted_configurations_are_compared_beside_an_estimated_one() -> None:

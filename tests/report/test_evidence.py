@@ -140,6 +140,27 @@ def test_a_calibration_is_told_with_the_joules_before_it() -> None:
     assert "the sensor's gain is calibrated (±1 %)" in evidence.uncertainty([known])
 
 
+@pytest.mark.parametrize(
+    ("gains", "limit", "said"),
+    [
+        ({"GPU-a": 1.02, "GPU-b": None}, 0.055, "the gain of 1 of 2 sensors is calibrated (±5.5 %)"),
+        ({"GPU-a": 1.02, "GPU-b": 0.98}, 0.01, "the sensor's gain is calibrated (±1 %)"),
+        ({"GPU-a": 1.02}, 0.12, "the sensor's gain is calibrated (±12 %)"),
+        ({"GPU-a": None}, 0.1, "the sensor's gain is not calibrated (±10 %)"),
+    ],
+    ids=["one of two", "both", "coarsely", "none"],
+)
+def test_whether_a_gain_is_calibrated_is_what_the_sensors_say(
+    gains: dict[str, float | None], limit: float, said: str
+) -> None:
+    """Not what the width of its limit looks like."""
+    known = run(
+        energy_per_device_j=dict.fromkeys(gains, 3000.0), energy_total_j=3000.0 * len(gains),
+        sensors={u: {"gain": g} for u, g in gains.items()}, uncertainty={**KNOWN["uncertainty"], "gain_limit": limit},
+    )  # fmt: skip
+    assert evidence.uncertainty([known]).endswith(f"absolute, because {said}")
+
+
 def test_the_terminal_shows_it_all() -> None:
     """Both half-widths, both idles, second reading, verdict with its reason and fix."""
     reason = {"code": "gpu_shared", "sentence": "Somebody else used GPU-a.", "fix": "end the other processes"}

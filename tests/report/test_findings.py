@@ -240,6 +240,18 @@ def test_studies_are_not_compared_with_each_other() -> None:
     )
 
 
+def test_studies_of_one_gpu_in_two_calibrations_have_no_common_scale() -> None:
+    """Their means are not those of the same joule, and it is said."""
+
+    def on(gain: float | None) -> ExperimentResult:
+        return result(energy_per_device_j={"GPU-a": 1.0}, sensors={"GPU-a": {"gain": gain}})
+
+    one, other = study(configuration("a", 2.0)), study(configuration("b", 3.0), name="t")
+    assert headline([Told(one, [on(1.05)]), Told(other, [on(1.05)])]).sureness[-1].startswith("Studies are ranked")
+    said = headline([Told(one, [on(1.05)]), Told(other, [on(None)])]).sureness[-1]
+    assert said.startswith("Not even that holds: the joules of GPU-a (gain 1.05, offset 0 W, then as read) were not")
+
+
 def test_nothing_measured_is_said_with_the_number_of_failures() -> None:
     """A study in which everything failed has no best configuration."""
     failed = [FailedRun(index=i, cycle=1, config_hash="a", summary="x") for i in range(2)]

@@ -7,7 +7,7 @@ between two sittings nothing is shared and each side stands for itself (Welch).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, variance
 from typing import Literal
 
@@ -34,6 +34,17 @@ Shares = Mapping[str, float]
 """Share of each GPU, by UUID, in a configuration's joules."""
 
 
+@dataclass(frozen=True)
+class Boards:
+    """Whose joules they are: share of each GPU by position of the configuration, and the half-width of its gain.
+
+    A GPU without a limit is uncalibrated.
+    """
+
+    shares: Mapping[int, Shares] = field(default_factory=dict)
+    gain_limits: Mapping[str, float] = field(default_factory=dict)
+
+
 class Drift(Record):
     """What changed over the study: cycle `to_cycle` ÷ cycle `from_cycle`, over all configurations, 95 % interval."""
 
@@ -48,7 +59,7 @@ class PairComparison(Record):
     """Configuration b against a: `ratio` is b ÷ a, with its 95 % interval over all claims made together.
 
     `largest_difference` is the fraction that the interval still allows; `gain_allowance` the half-width of ln(ratio)
-    that comes from uncalibrated sensors of different boards, 0 on one board. `idle_power_part` is the standard
+    that comes from gain errors of different boards' sensors, 0 on one board. `idle_power_part` is the standard
     uncertainty of ln(ratio) from the idle powers that were subtracted, 0 for joules as they were counted.
     """
 
@@ -182,15 +193,24 @@ def shared_cycles(fit: TwoWayFit, a: int, b: int) -> list[int]:
     return sorted(fit.values[a].keys() & fit.values[b].keys())
 
 
-def gain_allowance(a: Shares, b: Shares, *, claims: int = 1) -> float:
+def gain_allowance(a: Shares, b: Shares, *, limits: Mapping[str, float] | None = None, claims: int = 1) -> float:
     """Half-width of ln(b ÷ a) from gain errors of the boards, 0 if both sides use the same ones in the same shares.
 
-    Each uncalibrated board reads up to ±10 % wrong (measurement.md §1), all values alike. What a board has on both
-    sides cancels. The sum of what is left is taken for normal, which is wider than it is, and never beyond its bound.
+    Each board reads wrong by up to its limit, all values alike: ±10 % where it is not calibrated (measurement.md §1).
+    What a board has on both sides cancels. The sum of what is left is taken for normal, which is wider than it is, and
+    never beyond its bound.
+
+    Args:
+        a: Share of each board in the reference's joules.
+        b: Likewise of the other.
+        limits: Half-width of each board's gain, a fraction; ±10 % for a board that is not in it.
+        claims: Claims that are made together.
+
     """
-    left = [b.get(uuid, 0.0) - a.get(uuid, 0.0) for uuid in a.keys() | b.keys()]
+    known = limits or {}
+    left = [(b.get(u, 0.0) - a.get(u, 0.0)) * known.get(u, GAIN_LIMIT) for u in a.keys() | b.keys()]
     normal = student_t(1 - CONFIDENCE_TAIL / claims, math.inf) * math.sqrt(math.fsum(w * w for w in left) / 3)
-    allowance = GAIN_LIMIT * min(normal, math.fsum(map(abs, left)))
+    allowance = min(normal, math.fsum(map(abs, left)))
     return allowance if allowance > ROUNDING else 0.0
 
 
@@ -225,7 +245,7 @@ def compare_all(
     summaries: Sequence[str],
     order: str,
     lower_is_better: Mapping[str, bool],
-    boards: Mapping[str, Mapping[int, Shares]] | None = None,
+    boards: Mapping[str, Boards] | None = None,
     idles: Mapping[str, Mapping[int, IdleShare]] | None = None,
 ) -> list[QuantityComparison]:
     """Compare the configurations of a study in each quantity.
@@ -236,12 +256,13 @@ def compare_all(
         summaries: Likewise in words.
         order: The study's cycle_order.
         lower_is_better: By quantity.
-        boards: By quantity and position, for quantities that depend on a board's gain: share of each GPU.
-        idles: Likewise for quantities from which an idle power was subtracted.
+        boards: By quantity, for those that depend on the gain of a GPU's sensor.
+        idles: Likewise, and by position, for quantities from which an idle power was subtracted.
 
     """
+    gains, shared = boards or {}, idles or {}
     return [
-        _Quantity(name, figures, hashes, summaries, (boards or {}).get(name, {}), (idles or {}).get(name, {})).compared(
+        _Quantity(name, figures, hashes, summaries, gains.get(name, Boards()), shared.get(name, {})).compared(
             order, lower_is_better=lower_is_better[name]
         )
         for name, figures in values.items()
@@ -254,7 +275,7 @@ class _Quantity:
     figures: Mapping[int, Mapping[int, float]]
     hashes: Sequence[str]
     summaries: Sequence[str]
-    boards: Mapping[int, Shares]
+    boards: Boards
     idles: Mapping[int, IdleShare]
 
     def compared(self, order: str, *, lower_is_better: bool) -> QuantityComparison:
@@ -296,7 +317,8 @@ class _Quantity:
         return [p for p in pairs if p is not None]
 
     def _pair(self, fit: TwoWayFit, a: int, b: int, claims: int) -> PairComparison | None:
-        allowance = gain_allowance(self.boards.get(a, {}), self.boards.get(b, {}), claims=claims)
+        shares = [self.boards.shares.get(i, {}) for i in (a, b)]
+        allowance = gain_allowance(*shares, limits=self.boards.gain_limits, claims=claims)
         shared = idle_part(self.idles.get(a), self.idles.get(b))
         found = in_blocks(fit, a, b, claims=claims, gain_allowance=allowance, shared=shared)
         if found is None:

@@ -8,13 +8,14 @@ from llenergymeasure.core.comparison import (
     ENERGY,
     LATENCY,
     LOWER_IS_BETTER,
+    Boards,
     QuantityComparison,
     Shares,
     compare_all,
 )
 from llenergymeasure.core.result import JUDGED, ExperimentResult, ExperimentStatistics, quantity
 from llenergymeasure.core.statistics import Statistic, statistic
-from llenergymeasure.core.uncertainty import IdleShare, mean_half_width
+from llenergymeasure.core.uncertainty import GAIN_LIMIT, IdleShare, mean_half_width
 
 STATISTICS_OVER = (
     "energy_per_output_token_j",
@@ -132,7 +133,8 @@ def comparisons_of(
     if not any(values[ADJUSTED].values()):
         del values[ADJUSTED]
     counted = {i: believed(cycles, ENERGY).values() for i, cycles in groups.items()}
-    boards = {i: board_shares(runs) for i, runs in counted.items()}
+    limits = gain_limits(r for runs in counted.values() for r in runs)
+    boards = Boards({i: board_shares(runs) for i, runs in counted.items()}, limits)
     idles = {i: share for i, runs in counted.items() if (share := idle_share(runs)) is not None}
     unlike = {name: why for name in values if (why := _not_comparable(name, groups.values())) is not None}
     compared = compare_all(
@@ -176,14 +178,59 @@ def _not_comparable(name: str, groups: Iterable[Cycles]) -> str | None:
 
 def different_things(name: str, groups: Iterable[Cycles]) -> str | None:
     """Why figures of these runs cannot be compared though they have one name, as `code: sentence`; None if they can."""
+    runs = [r for cycles in groups for r in believed(cycles, name).values()]
+    if name in (ENERGY, ADJUSTED):
+        return different_calibrations(runs)
     if name != LATENCY:
         return None
-    runs = [r for cycles in groups for r in believed(cycles, name).values()]
     modes = {r.latency.mode: None for r in runs if r.latency is not None}
     if len(modes) < 2:
         return None
     things = ", of ".join(TIMED[mode] for mode in modes)
     return f"latency_of_different_things: it is not everywhere the time of the same thing, but of {things}"
+
+
+def different_calibrations(results: Iterable[ExperimentResult]) -> str | None:
+    """Why joules of these runs are not of one scale, as `code: sentence`: a GPU's calibration changed between them."""
+    found: dict[str, dict[tuple[float, float], None]] = {}
+    for result in results:
+        for uuid in result.energy_per_device_j or {}:
+            found.setdefault(uuid, {})[_correction(result, uuid)] = None
+    several = [f"{uuid} ({', then '.join(map(_in_words, how))})" for uuid, how in found.items() if len(how) > 1]
+    if not several:
+        return None
+    return (
+        f"different_calibrations: the joules of {', '.join(several)} were not corrected alike in all runs, so they are "
+        "not on one scale; measure all of them with the same --calibration file, or all without"
+    )
+
+
+def _correction(result: ExperimentResult, uuid: str) -> tuple[float, float]:
+    """Gain and offset in W that a GPU's joules were corrected with; (1, 0) changes nothing."""
+    sensor = (result.sensors or {}).get(uuid)
+    return (1.0, 0.0) if sensor is None or sensor.gain is None else (sensor.gain, sensor.offset_w or 0.0)
+
+
+def _in_words(correction: tuple[float, float]) -> str:
+    gain, offset_w = correction
+    return "as read" if correction == (1.0, 0.0) else f"gain {gain:g}, offset {offset_w:g} W"
+
+
+def gain_limits(results: Iterable[ExperimentResult]) -> dict[str, float]:
+    """Half-width of what each GPU's gain may be off by, the largest that a run tells; ±10 % if not calibrated.
+
+    A result has one limit for its joules as a whole. What uncalibrated GPUs do not explain of it is that of the
+    calibrated ones: of several with unlike limits, their mean by joules.
+    """
+    limits: dict[str, float] = {}
+    for result in results:
+        shares, whole = board_shares([result]), result.uncertainty.gain_limit
+        calibrated = {u for u in shares if (s := (result.sensors or {}).get(u)) is not None and s.gain is not None}
+        part = sum(shares[u] for u in calibrated)
+        own = GAIN_LIMIT if whole is None or part <= 0 else max(0.0, (whole - GAIN_LIMIT * (1 - part)) / part)
+        for uuid in shares:
+            limits[uuid] = max(limits.get(uuid, 0.0), own if uuid in calibrated else GAIN_LIMIT)
+    return limits
 
 
 def board_shares(results: Iterable[ExperimentResult]) -> Shares:
