@@ -6,20 +6,13 @@ from typing import Any
 
 from llenergymeasure.core import verdict
 from llenergymeasure.core.calibration import gain_limit
-from llenergymeasure.core.conditions import (
-    HW_SLOWDOWN,
-    HW_THERMAL,
-    POWER_BRAKE,
-    SW_POWER_CAP,
-    SW_THERMAL,
-    Conditions,
-    conditions,
-)
+from llenergymeasure.core.conditions import Conditions, conditions
 from llenergymeasure.core.contracts import DeviceEnergy
 from llenergymeasure.core.cross_check import cross_check
 from llenergymeasure.core.occupancy import Span, occupancy
 from llenergymeasure.core.phase_split import PhaseSplit
 from llenergymeasure.core.result import Sensor, ThermalResult, WorkResult
+from llenergymeasure.core.slowdowns import causes
 from llenergymeasure.core.uncertainty import GAIN_LIMIT, OneRun, Uncertainty, of_one_run
 from llenergymeasure.core.verdict import Evidence
 from llenergymeasure.observation import Observation
@@ -46,6 +39,7 @@ def evidence(seen: Observation, energy_j: float | None, known: Uncertainty) -> E
         occupancy=occupancy(found.occupants if found else (), found.readings if found else (), seen.own_pids, span),
         cross_check=cross_check(found, seen.window, seen.joules.value, seen.work.edges),
         work=seen.work,
+        batches=len(batches) or None,
         suspended_s=seen.suspended_s,
         dummy_values=seen.constant_prompts or _dummy_weights(seen),
         allow_dummy=seen.config.measurement.allow_dummy,
@@ -78,23 +72,15 @@ def uncertainty(seen: Observation, adjusted_j: float | None) -> Uncertainty:
 
 
 def thermal(seen: Observation, found: Conditions) -> ThermalResult:
-    """Which slow-downs the readings inside the window showed, and for how long by all that is known."""
+    """Which slow-downs the window showed by its readings or the driver's counters, and how long they were."""
     inside = seen.readings
-    bits = [r.throttle_reasons for r in inside if r.throttle_reasons is not None]
     temperatures = [r.temperature_c for r in inside if r.temperature_c is not None]
     hottest, share = max(temperatures, default=None), found.throttled_share
+    counters, own = seen.energy.throttle if seen.energy else (), {d.gpu_uuid for d in seen.devices}
     slowed_s = None if share is None else share * seen.window.duration_s
-    if not bits:
-        return ThermalResult(
-            detected=None if share is None else share > 0, throttle_duration_s=slowed_s, max_temperature_c=hottest
-        )
     return ThermalResult(
-        detected=bool(share),
-        sw_power_cap=any(b & SW_POWER_CAP for b in bits),
-        hw_slowdown=any(b & HW_SLOWDOWN for b in bits),
-        sw_thermal=any(b & SW_THERMAL for b in bits),
-        hw_thermal=any(b & HW_THERMAL for b in bits),
-        power_brake=any(b & POWER_BRAKE for b in bits),
+        **causes([row for row in counters if row.gpu_uuid in own], inside, seen.window),
+        detected=None if share is None else share > 0,
         throttle_duration_s=slowed_s,
         max_temperature_c=hottest,
     )

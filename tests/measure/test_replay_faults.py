@@ -76,6 +76,7 @@ def test_counters_of_slow_downs_that_grow(
     assert codes(result) == (reasons, warned)
     assert result.conditions.throttled_share == pytest.approx(share, rel=0.15)  # read once a second
     assert result.conditions.throttled_from == "counters"
+    assert getattr(result.thermal, cause.removesuffix("_ns")) is True, "though no reading shows it"
     if warned:
         assert (
             f"{100 * (result.conditions.throttled_share or 0):.1f} % of the window" in result.measurement_warnings[-1]
@@ -159,6 +160,32 @@ def test_a_counter_that_jumps(run: RecordedRun) -> None:
     result = run.judged(after(run.window_s - 1.0, 100.0))
     assert "counter_jump" in codes(result)[0]
     assert codes(result)[0] <= {"counter_jump", "power_drift"}  # 100 J in the last third are 5 % of it, too
+
+
+@pytest.mark.parametrize(
+    ("where", "from_end"),
+    [(-0.05, False), (5.5, False), (0.05, True)],
+    ids=["before the start", "where ticks are a second apart", "after the end"],
+)
+def test_a_counter_that_jumps_where_ticks_are_rare_or_the_engine_waits(
+    where: float, from_end: bool, run: RecordedRun
+) -> None:
+    """150 J are 3 % of such a window; the buffer of samples and the edges' own ticks show them."""
+    result = run.judged(after(where + (run.window_s if from_end else 0.0), 150.0))
+    assert "counter_jump" in codes(result)[0]
+
+
+def test_a_window_of_two_batches_says_that_its_drift_is_unknown(run: RecordedRun) -> None:
+    """Beside that nothing: what the batches of the recording are put together to draws no alarm of its own."""
+    seen = replay.observed(run.result, run.raw)
+    half = len(seen.generations) // 2
+    two = [replace(seen.generations[0], start_s=0.0003), seen.generations[half]]
+    result = record.build(replace(seen, generations=two))
+    assert codes(result)[1] == {"drift_unknown"}
+    assert codes(result)[0] == set()
+    assert result.conditions.power_drift is None
+    assert result.conditions.clock_drift == pytest.approx(0.0, abs=0.03)
+    assert result.conditions.temperature_change_c is not None
 
 
 def test_a_counter_that_stands_still(run: RecordedRun) -> None:

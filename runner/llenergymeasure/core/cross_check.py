@@ -7,12 +7,12 @@ counter that is stuck, skips or counts twice; an error of the sensor's gain they
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from pydantic import Field
 
 from llenergymeasure.core.contracts import Edges, EnergyRecord, Window
 from llenergymeasure.core.energy_series import EnergySeries
+from llenergymeasure.core.power_values import Values, integral_j, longest_hole_s
 from llenergymeasure.core.records import Record
 
 AVERAGE_LAG_S = 0.5
@@ -31,9 +31,6 @@ STEP_SPAN_S = 0.8
 """Length of the stretches before and after the window from which the step of power at its ends is taken."""
 
 BLIND = "the same sensor as the counter, so blind to an error of its gain"
-
-Values = Sequence[tuple[float, float]]
-"""(time in s, power in W), in order of time."""
 
 
 class CrossCheck(Record):
@@ -177,19 +174,3 @@ def edge_step_w(series: EnergySeries, window: Window) -> float:
     before = series.mean_power_w(window.start_s - STEP_SPAN_S, window.start_s)
     after = series.mean_power_w(window.end_s, window.end_s + STEP_SPAN_S)
     return sum(abs(inside - (outside or 0.0)) for outside in (before, after)) / 2
-
-
-def longest_hole_s(values: Values, start_s: float, end_s: float) -> float:
-    """Longest time between two values that lies, in part, inside the interval."""
-    return max((b - a for (a, _), (b, _) in pairwise(values) if b > start_s and a < end_s), default=0.0)
-
-
-def integral_j(values: Values, start_s: float, end_s: float) -> float:
-    """Integral of straight lines between values, J; the interval must lie between the first and the last one."""
-    total = 0.0
-    for (t0, p0), (t1, p1) in pairwise(values):
-        low, high = max(t0, start_s), min(t1, end_s)
-        if high > low:
-            slope = (p1 - p0) / (t1 - t0)
-            total += (high - low) * (p0 + slope * ((low + high) / 2 - t0))
-    return total

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from llenergymeasure.core.conditions import Conditions
 from llenergymeasure.core.contracts import Work
 from llenergymeasure.core.cross_check import CrossCheck
+from llenergymeasure.core.drifts import LEAST_BATCHES
 from llenergymeasure.core.occupancy import Occupancy
 
 State = Literal["valid", "invalid", "estimated", "unmeasured"]
@@ -66,6 +67,7 @@ class Evidence:
     occupancy: Occupancy = field(default_factory=Occupancy)
     cross_check: CrossCheck | None = None
     work: Work = field(default_factory=Work)
+    batches: int | None = None  # of the window; None where requests run side by side
     suspended_s: float = 0.0
     dummy_values: bool = False
     allow_dummy: bool = False
@@ -208,6 +210,16 @@ def _power_drift(e: Evidence) -> Finding | None:
     return Finding(abs(drift) > TOO_MUCH_POWER_DRIFT, "power_drift", sentence, fix)
 
 
+def _drift_unknown(e: Evidence) -> Finding | None:
+    ticks_known = e.energy_j is not None and e.conditions.peak_power_w is not None
+    if not ticks_known or e.source_kind != "counter" or e.batches is None or e.batches >= LEAST_BATCHES:
+        return None
+    held = "a single batch" if e.batches == 1 else f"only {e.batches} batches"
+    sentence = f"the window held {held}, whose own course cannot be told from a drift of power"
+    fix = f"raise measurement.min_duration_seconds or n, so that it holds at least {LEAST_BATCHES}"
+    return Finding(False, "drift_unknown", sentence, fix)
+
+
 def _temperature(e: Evidence) -> Finding | None:
     change = e.conditions.temperature_change_c
     if change is None or abs(change) <= MAX_TEMPERATURE_CHANGE_C:
@@ -274,6 +286,7 @@ RULES: tuple[Rule, ...] = (
     _power_drift,  #  above 5 %                               above 2 %
     _unrealistic,  #  constant weights or prompts
     _display,  #                                              a process that draws
+    _drift_unknown,  #                                        fewer than 3 batches
     _clock_drift,  #                                          above 3 %
     _temperature,  #                                          above 10 °C
     _interior_gap,  #                                         more than 3 ticks
