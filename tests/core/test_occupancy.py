@@ -68,6 +68,16 @@ CLEAN = [
     pytest.param(looks({}), ONLY_OWN, id="container that lists nobody"),
     pytest.param(looks(None), ONLY_OWN, id="driver that lists nobody"),
     pytest.param(looks({OWN: WORKING}, busy={HOST_OWN: ALL}), ONLY_OWN, id="host ids, busy all the time"),
+    pytest.param(looks({}, busy={HOST_OWN: range(42, 163)}), ONLY_OWN, id="nobody listed, host ids busy"),
+    pytest.param(
+        looks({}, busy={90002: range(42, 70), HOST_OWN: range(80, 163)}), ONLY_OWN, id="nobody listed, another one built"
+    ),
+    pytest.param(
+        looks({}, busy={HOST_OWN: range(42, 163), 90002: range(44, 163)}), ONLY_OWN, id="nobody listed, two of ours"
+    ),
+    pytest.param(
+        looks({}, busy={HOST_OWN: range(42, 163), HOST_OTHER: range(60, 80)}), ONLY_OWN, id="one that was gone by then"
+    ),
     pytest.param(looks({OWN: ALL}), ONLY_OWN, id="this process used the GPU before"),
     pytest.param(
         looks({OWN: ALL}, memory=lambda _: 30_000.0), ONLY_OWN, id="this process kept memory of an earlier experiment"
@@ -106,6 +116,11 @@ FOREIGN = [
     ),
     pytest.param(
         looks({OWN: WORKING}, busy={HOST_OWN: WORKING, HOST_OTHER: range(60, 161)}), [], id="pod: came while we loaded"
+    ),
+    pytest.param(
+        looks({}, busy={HOST_OWN: range(42, 163), HOST_OTHER: range(60, 163)}),
+        [HOST_OTHER],
+        id="nobody listed: came while we settled",
     ),
     pytest.param(looks({HOST_OWN: WORKING, HOST_OTHER: ALL}), [HOST_OTHER], id="host ids: there before"),
     pytest.param(looks({HOST_OWN: WORKING, HOST_OTHER: range(120, 161)}), [HOST_OTHER], id="host ids: came later"),

@@ -161,6 +161,20 @@ def _came(window: Sequence[Occupants], pids_of: Callable[[Occupants], Sequence[i
     return set(_often(pids_of(o) for o in window[FIRST_LOOKS:])) - at_first if at_first else set()
 
 
+def _joined(seen: _Seen, displays: set[int], at_work: set[int]) -> set[int]:
+    """Who worked beside our engine and came after it, but before the window.
+
+    Our engine is whoever was busy first after it was loaded; nobody joined it if that one is not at work in the window,
+    as where an engine was built by another process. Needed only where the list does not say how many we are.
+    """
+    if _names_ours(seen) or not seen.window:
+        return set()
+    before = {pid for o in seen.before for pid in o.busy_pids or ()}
+    looks = [set(o.busy_pids or ()) - before - displays for o in seen.loaded if o.t_s < seen.window[0].t_s]
+    first = set().union(*[pids for pids in looks if pids][:FIRST_LOOKS])
+    return at_work - first - before if first & at_work else set()
+
+
 def _busy(seen: _Seen, displays: set[int], known: Occupancy) -> _Judged:
     """Processes with utilisation that cannot be ours, among them those outside our container."""
     del known
@@ -169,7 +183,8 @@ def _busy(seen: _Seen, displays: set[int], known: Occupancy) -> _Judged:
         foreign = set(_often(o.busy_pids for o in [*seen.before, *seen.loaded])) - seen.own_pids - displays
         return (foreign, f"{_named(foreign)} kept the GPU busy") if foreign else _NOBODY
     early = _stayed(at_work, set(_often(o.busy_pids for o in seen.before)))
-    foreign = early | (_came(seen.window, lambda o: o.busy_pids) - displays)
+    later = _came(seen.window, lambda o: o.busy_pids) - displays
+    foreign = early | _joined(seen, displays, at_work) | later
     if foreign:
         return foreign, f"{_named(foreign)}, outside this container, kept the GPU busy"
     ours = max((len(seen.own_pids & set(o.compute_pids or ())) for o in seen.window), default=0)
