@@ -51,6 +51,7 @@ from llenergymeasure.own_processes import own_pids
 from llenergymeasure.phases import PROBES, Emit, Phases, planned, silent
 from llenergymeasure.user_config import UserConfig, cache_dir
 
+PCI_ORDER = "PCI_BUS_ID"
 MAX_FOREIGN_CPU = 0.10  # above this share of all processors, a speed measured on the CPU is not this model's
 
 
@@ -75,7 +76,7 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = silent) 
         LLEMError: Pre-flight, engine, sensor; `core.errors.run_exit_code` sorts them.
 
     """
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # so that CUDA and NVML number the GPUs alike
+    reordered = _numbered_by_bus()
     started = datetime.now(UTC)
     phases = Phases(emit, len(planned(probes=config.measurement.phase_split)))
     engine = None
@@ -87,7 +88,7 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = silent) 
             engine = registry.engine(config.backend)
             chosen = preflight.choose_source(config, user)
             energy = run_energy.RunEnergy(chosen.source, chosen.reason, run_energy.own_devices(config, chosen.source))
-            warnings = _warnings_before(config, user, energy)
+            warnings = [*reordered, *_warnings_before(config, user, energy)]
             for text in warnings:
                 emit({"event": "warning", "message": text})
         return _measure(_Run(config, user, engine, energy, phases, started, calibration, warnings))
@@ -96,6 +97,17 @@ def measure(config: ExperimentConfig, user: UserConfig, *, emit: Emit = silent) 
             _quietly(energy.source.stop)
         if engine is not None:
             engine.close()
+
+
+def _numbered_by_bus() -> list[str]:
+    """Make CUDA number the GPUs as NVML does, whose counters are read; a warning if the user wanted another order."""
+    wanted = os.environ.get("CUDA_DEVICE_ORDER", PCI_ORDER)
+    os.environ["CUDA_DEVICE_ORDER"] = PCI_ORDER
+    text = (
+        f"device_order: CUDA_DEVICE_ORDER was {wanted} and is taken as {PCI_ORDER}, so numbers in CUDA_VISIBLE_DEVICES "
+        "may mean other GPUs; unset it, and name GPUs by UUID or as nvidia-smi numbers them"
+    )
+    return [text] if wanted != PCI_ORDER else []
 
 
 def _warnings_before(config: ExperimentConfig, user: UserConfig, energy: run_energy.RunEnergy) -> list[str]:

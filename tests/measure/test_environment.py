@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 
 from fakes.nvml_script import Gpu, Machine
 from llenergymeasure import __version__, environment
+from llenergymeasure.measure import Measured
 
 WANTED = {
     "tool_version", "python_version", "kernel", "cpu_model", "cpu_governor", "container", "cuda_version",
@@ -157,3 +159,17 @@ def test_whether_the_machine_runs_on_its_battery(
 ) -> None:
     """By the kernel's power supplies; without a battery there is no answer."""
     assert environment.on_battery(_supplies(tmp_path, **supplies)) is wanted
+
+
+@pytest.mark.parametrize("wanted", [None, "PCI_BUS_ID", "FASTEST_FIRST"])
+def test_gpus_are_numbered_by_the_bus_whatever_the_user_set(
+    wanted: str | None, run: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counters are; another order is not followed, which a warning says."""
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", wanted or "")
+    if wanted is None:
+        monkeypatch.delenv("CUDA_DEVICE_ORDER")
+    told = [w for w in run().result.measurement_warnings if w.startswith("device_order:")]
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert len(told) == (wanted == "FASTEST_FIRST")
+    assert all("was FASTEST_FIRST" in w for w in told)
