@@ -1,5 +1,6 @@
 """Finds the calibration file that the user named, by the flag or by LLEM_CALIBRATION, and reads it."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,17 +14,26 @@ VARIABLE = "LLEM_CALIBRATION"
 
 def read_calibration(path: Path) -> Calibration:
     """Read a calibration file; raises ConfigError if it cannot be read or is none."""
+    return read(_content(path), source=str(path))
+
+
+def _content(path: Path) -> bytes:
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except OSError as err:
         raise ConfigError(f"{path}: the calibration cannot be read: {err.strerror}") from err
-    return read(text, source=str(path))
 
 
 def named_calibration(environ: Mapping[str, str]) -> Calibration:
     """The calibration that the environment names, none otherwise; raises ConfigError."""
     path = environ.get(VARIABLE)
     return read_calibration(Path(path)) if path else {}
+
+
+def calibration_sha256(environ: Mapping[str, str]) -> str | None:
+    """SHA-256 of the file that the environment names, None without one; raises ConfigError if it cannot be read."""
+    path = environ.get(VARIABLE)
+    return hashlib.sha256(_content(Path(path))).hexdigest() if path else None
 
 
 def use_calibration(path: Path, *, on_cluster: bool) -> None:

@@ -45,7 +45,7 @@ from llenergymeasure.stored_study import Rebuilt, rebuild
 from llenergymeasure.study_summary import by_position
 from llenergymeasure.wording import percent
 
-Method = Literal["within_cycles", "different_sessions", "one_run_assumed"]
+Method = Literal["within_cycles", "different_sessions", "one_run_assumed", "one_run_measured"]
 SAME_WORK = ("model", "model_revision", "dataset", "dataset_sha256", "n", "max_input_tokens", "max_output_tokens")
 """What must be alike, or the two sides did different work; a name that is no field of the result is a setting."""
 
@@ -300,9 +300,17 @@ def _between(a: Configuration, b: Configuration, name: str, claims: int) -> Diff
         reason = "one_run: a single run does not say how well it would repeat; add cycles"
         return known.model_copy(update={**means, "ratio": ratio, "reason": reason})
     allowance = _allowance(a, b, name, claims)
-    method = "one_run_assumed" if 1 in (logs[0].n, logs[1].n) else "different_sessions"
-    known = known.model_copy(update={**means, "method": method, "gain_allowance": allowance})
+    known = known.model_copy(update={**means, "method": _method(a, b, logs), "gain_allowance": allowance})
     return _with(known, apart(logs[0], logs[1], claims=claims, gain_allowance=allowance))
+
+
+def _method(a: Configuration, b: Configuration, means: Sequence[LogMean | None]) -> Method:
+    """Where the spread comes from; `one_run_measured`: that of every single run from earlier studies on its GPU."""
+    alone = [side for side, mean in zip((a, b), means, strict=True) if mean is not None and mean.n == 1]
+    if not alone:
+        return "different_sessions"
+    sources = {r.uncertainty.between_runs_source for c in alone for r in believed(c.runs, ENERGY).values()}
+    return "one_run_measured" if sources == {"measured"} else "one_run_assumed"
 
 
 def _shown(letter: str, side: Configuration, name: str) -> dict[str, object]:
@@ -373,6 +381,8 @@ def caveats(
     methods = {d.method for p in pairs for d in p.differences}
     if "one_run_assumed" in methods:
         found.append("a side with one run: its run-to-run part is assumed, not measured; add cycles")
+    if "one_run_measured" in methods:
+        found.append("a side with one run: its run-to-run part is that of earlier studies on its GPU")
     widths = [d.gain_allowance for p in pairs for d in p.differences if d.gain_allowance]
     if widths:
         found.append(_of_gains([r for pair in compared for c in pair for r in c.runs.values()], max(widths)))

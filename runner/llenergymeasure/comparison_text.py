@@ -80,9 +80,12 @@ def _runs(d: Difference) -> str:
     if d.method == "within_cycles":
         return f"{counted(d.a_runs, 'cycle')} each"
     if d.a_runs == d.b_runs == 1:
-        return "one run each, run-to-run part assumed"
-    told = f"{counted(d.a_runs, 'run')} of A, {d.b_runs} of B"
-    return told + (", run-to-run part of the one assumed" if d.method == "one_run_assumed" else ", different sessions")
+        return f"one run each, run-to-run part {'measured' if d.method == 'one_run_measured' else 'assumed'}"
+    sources = {
+        "one_run_assumed": "run-to-run part of the one assumed",
+        "one_run_measured": "run-to-run part of the one measured",
+    }
+    return f"{counted(d.a_runs, 'run')} of A, {d.b_runs} of B, {sources.get(d.method or '', 'different sessions')}"
 
 
 def _named(found: Comparison) -> list[str]:

@@ -25,7 +25,13 @@ class Reopened:
     notes: tuple[str, ...] = ()
 
 
-def reopen(folder: StudyFolder, wanted: StudyConfig | None, n_cycles: int | None, now: datetime) -> Reopened:
+def reopen(
+    folder: StudyFolder,
+    wanted: StudyConfig | None,
+    n_cycles: int | None,
+    now: datetime,
+    calibration_sha256: str | None = None,
+) -> Reopened:
     """Read a study's folder and give what is left to do; writes nothing.
 
     Args:
@@ -33,6 +39,7 @@ def reopen(folder: StudyFolder, wanted: StudyConfig | None, n_cycles: int | None
         wanted: The study as its file says it today; None takes it as it was.
         n_cycles: Cycles asked for by name; more than before add runs.
         now: UTC, for the rows that change.
+        calibration_sha256: Of the calibration file that is used today; None for none.
 
     Raises:
         StudyError: The folder is no whole study, or not this one: the sentence names each difference.
@@ -40,6 +47,7 @@ def reopen(folder: StudyFolder, wanted: StudyConfig | None, n_cycles: int | None
     """
     before, manifest = folder.read_study(), folder.read_manifest()
     _refuse_foreign(folder, before, manifest)
+    _refuse_other_calibration(folder, manifest, calibration_sha256)
     if wanted is not None:
         _refuse_other_design(folder, before, wanted)
     study, notes = _merged(before, wanted, n_cycles)
@@ -71,6 +79,21 @@ def _refuse_foreign(folder: StudyFolder, study: StudyConfig, manifest: StudyMani
             f"{folder.path}: study_manifest.json is not of study.json (written by llem {manifest.tool_version}, this "
             f"is {__version__}); it was edited, or is of another study or version:{shown}"
         )
+
+
+def _refuse_other_calibration(folder: StudyFolder, manifest: StudyManifest, today: str | None) -> None:
+    was = manifest.calibration_sha256
+    if today == was:
+        return
+    fix = "name the file that it began with by --calibration" if was else "leave --calibration and LLEM_CALIBRATION out"
+    raise StudyError(
+        f"{folder.path}: the calibration has changed since, so its joules would not be on one scale: "
+        f"{_file(today)}, was {_file(was)}\n{fix}, or run it as a new study (without --resume)"
+    )
+
+
+def _file(sha256: str | None) -> str:
+    return f"a file with SHA-256 {sha256[:16]}…" if sha256 else "none"
 
 
 def _refuse_other_design(folder: StudyFolder, before: StudyConfig, wanted: StudyConfig) -> None:

@@ -270,6 +270,7 @@ def _assembled(
         name=study.name,
         study_design_hash=plan.design_hash,
         tool_version=next((r.tool_version for r in results.values() if r.tool_version), __version__),
+        calibration_sha256=told.calibration_sha256 if told else None,
         status=told.status if told else _status(rows),
         started_at=min((r.started_at for r in rows if r.started_at), default=datetime.now(UTC)),
         completed_at=max((r.completed_at for r in rows if r.completed_at), default=None),

@@ -9,6 +9,7 @@ from typing import Any
 
 from llenergymeasure import __version__, html_report, locks, preflight, store
 from llenergymeasure.between_runs import remember_spread
+from llenergymeasure.calibration_file import calibration_sha256
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import BackendMissingError, LLEMError, PreFlightError
@@ -126,6 +127,7 @@ def execute(
             skipped=len(study.skipped),
             tool_version=__version__,
             now=utc_now(),
+            calibration_sha256=calibration_sha256(os.environ),
         )
         with locks.hold([str(folder.path)], study=study.name) as also_held:
             opened = Reopened(study, plan, manifest)
@@ -152,14 +154,14 @@ def resume(
         gaps: False leaves out all pauses.
 
     Raises:
-        StudyError: No study, a damaged one, another design, or one that another process is at.
+        StudyError: No study, a damaged one, another design or calibration, or one that another process is at.
         LLEMError: Pre-flight failed; the folder is as it was.
 
     """
     folder, watch = StudyFolder(path), observer or Observer()
     name = folder.read_study().name  # is it one at all? before anything is locked
     with locks.hold([str(path)], study=name) as held:
-        opened = reopen(folder, study, n_cycles, utc_now())
+        opened = reopen(folder, study, n_cycles, utc_now(), calibration_sha256(os.environ))
         preflight.check_writable(path)
         preflight.refuse(_problems(opened.study.experiments, user))
         for note in opened.notes:

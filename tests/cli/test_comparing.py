@@ -170,6 +170,34 @@ def test_one_run_each_rests_on_what_the_runs_say_of_themselves() -> None:
     assert "one run each, run-to-run part assumed" in answer(found)
 
 
+MEASURED = {"uncertainty": {"comparison": 0.02, "between_runs_source": "measured"}}
+ASSUMED = {"uncertainty": {"comparison": 0.02, "between_runs_source": "assumed"}}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "method", "said"),
+    [
+        (MEASURED, MEASURED, "one_run_measured", "one run each, run-to-run part measured"),
+        (MEASURED, ASSUMED, "one_run_assumed", "one run each, run-to-run part assumed"),
+        (MEASURED, None, "one_run_measured", "1 run of A, 5 of B, run-to-run part of the one measured"),
+        (ASSUMED, None, "one_run_assumed", "1 run of A, 5 of B, run-to-run part of the one assumed"),
+    ],
+    ids=["both", "one of two", "against cycles", "assumed against cycles"],
+)
+def test_a_run_to_run_part_that_was_measured_is_not_called_assumed(
+    one: dict[str, Any], other: dict[str, Any] | None, method: str, said: str
+) -> None:
+    """Sentence, method and caveat say what the single run says of itself."""
+    found = between(
+        configuration("aa", [2.0], **one), configuration("bb", B5 if other is None else [1.5], **(other or {}))
+    )
+
+    assert energy(found).method == method
+    assert said in answer(found)
+    assert any("its run-to-run part is assumed" in c for c in found.caveats) == (method == "one_run_assumed")
+    assert any("is that of earlier studies on its GPU" in c for c in found.caveats) == (method == "one_run_measured")
+
+
 def test_one_run_without_uncertainty_claims_nothing() -> None:
     """Where a run does not say how sure it is, nobody is."""
     found = between(configuration("aa", [2.0]), configuration("bb", [1.0]))

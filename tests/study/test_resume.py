@@ -1,5 +1,6 @@
 """A study that goes on where it ended: what counts, what is run again, and what is refused, with real processes."""
 
+import hashlib
 import json
 import os
 import random
@@ -109,6 +110,43 @@ def test_changed_design_is_explained_field_by_field(done: Executed) -> None:
     assert "the design has changed" in str(caught.value)
     assert "synthetic n=3: n is 5, was 3" in str(caught.value)
     assert (done.folder / "study_manifest.json").read_bytes() == before
+
+
+GAIN = '{"GPU-a": {"gain": %s, "a": 0.01}}'
+
+
+@pytest.mark.parametrize(
+    ("before", "today", "fix"),
+    [
+        (None, "1.02", "leave --calibration and LLEM_CALIBRATION out"),
+        ("1.02", None, "name the file that it began with by --calibration"),
+        ("1.02", "1.03", "name the file that it began with by --calibration"),
+    ],
+    ids=["added", "left out", "another"],
+)
+def test_another_calibration_is_refused(
+    before: str | None, today: str | None, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joules of one study are on one scale: the error says what was, what is and what to do; nothing is changed."""
+
+    def named(gain: str | None) -> str:
+        path = tmp_path / f"{gain}.json"
+        path.write_text(GAIN % gain, encoding="utf-8")
+        monkeypatch.setenv("LLEM_CALIBRATION", "" if gain is None else str(path))
+        return "none" if gain is None else f"a file with SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+
+    was = named(before)
+    folder = execute(make(), tmp_path / "out").folder
+    again(folder)
+    written = (folder / "study_manifest.json").read_bytes()
+    now = named(today)
+
+    with pytest.raises(StudyError) as caught:
+        again(folder)
+
+    for part in ("the calibration has changed since", now, f"was {was}", fix):
+        assert part in str(caught.value)
+    assert (folder / "study_manifest.json").read_bytes() == written
 
 
 def _edited(change: Callable[[Any], None]) -> Callable[[Path], None]:

@@ -47,12 +47,13 @@ class ManifestRow(_Record):
 
 
 class StudyManifest(_Record):
-    """The state of a whole study."""
+    """The state of a whole study; `calibration_sha256` is that of the file which corrects its GPUs, None for none."""
 
     schema_version: str = SCHEMA_VERSION
     name: str
     study_design_hash: str
     tool_version: str
+    calibration_sha256: str | None = None
     status: StudyStatus = "running"
     started_at: datetime
     completed_at: datetime | None = None
@@ -149,13 +150,21 @@ def rows_of(plan: Plan, summaries: Sequence[str]) -> list[ManifestRow]:
 
 
 def new_manifest(
-    plan: Plan, *, name: str, summaries: Iterable[str], skipped: int, tool_version: str, now: datetime
+    plan: Plan,
+    *,
+    name: str,
+    summaries: Iterable[str],
+    skipped: int,
+    tool_version: str,
+    now: datetime,
+    calibration_sha256: str | None = None,
 ) -> StudyManifest:
     """A manifest in which every run is pending, rows in order of index; `summaries` by position in the study."""
     return StudyManifest(
         name=name,
         study_design_hash=plan.design_hash,
         tool_version=tool_version,
+        calibration_sha256=calibration_sha256,
         started_at=now,
         skipped=skipped,
         rows=tuple(rows_of(plan, list(summaries))),
