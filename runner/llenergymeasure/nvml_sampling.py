@@ -38,6 +38,16 @@ TAIL_TICKS = 8  # ticks recorded behind the last edge before the recorder is sto
 FIRST_TICK_TIMEOUT_S = 3.0
 NO_SELF_TEST = "no self-test of this GPU and driver is known"
 INIT_TIMEOUT_S = 20.0  # without persistence mode the driver starts the GPU first
+LOOK_S = 0.01  # between looks at a counter that should move
+
+
+class CounterStandsStillError(MeasurementError):
+    """A GPU's energy counter does not move; even an idle GPU's does, so it is broken."""
+
+    def __init__(self, uuid: str) -> None:
+        super().__init__(
+            f"counter_constant: the energy counter of {uuid} did not move within {FIRST_TICK_TIMEOUT_S:g} s"
+        )
 
 
 @contextlib.contextmanager
@@ -108,6 +118,19 @@ def counter_availability() -> Availability:
     return Availability(True)
 
 
+def counter_that_stands_still() -> str:
+    """Which visible GPU's counter does not move, in words; empty if all do, which takes about a tick to see."""
+    with nvml() as lib:
+        handles = {d.uuid: lib.nvmlDeviceGetHandleByUUID(d.uuid) for d in visible_devices()}
+        first = {u: lib.nvmlDeviceGetTotalEnergyConsumption(h) for u, h in handles.items()}
+        deadline_s = time.monotonic() + FIRST_TICK_TIMEOUT_S
+        while still := [u for u, h in handles.items() if lib.nvmlDeviceGetTotalEnergyConsumption(h) == first[u]]:
+            if time.monotonic() > deadline_s:
+                return str(CounterStandsStillError(still[0]))
+            time.sleep(LOOK_S)
+    return ""
+
+
 def whole_boards() -> Availability:
     """No if a visible GPU is cut into MIG slices: its sensors cover all of them. Yes without any GPU."""
     devices = visible_devices()
@@ -138,7 +161,13 @@ class NvmlSampler:
         self._last_edge_s = 0.0
 
     def start(self, devices: Sequence[Device], *, interval_s: float) -> None:
-        """Start recording and time every device's ticks for two seconds; raises MeasurementError if none comes."""
+        """Start recording and time every device's ticks for two seconds.
+
+        Raises:
+            CounterStandsStillError: A counter gave fewer than three ticks in that time; the recording goes on.
+            MeasurementError: The recorder ended by itself.
+
+        """
         self._folder = tempfile.TemporaryDirectory(prefix="llem-sampler-")
         folder = Path(self._folder.name)
         self._files = {d.uuid: Follower(path_of(folder, d)) for d in devices}
@@ -147,8 +176,7 @@ class NvmlSampler:
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         self._wait(self._watching, INIT_TIMEOUT_S)
         if not self._wait(self._timed, FIRST_TICK_TIMEOUT_S):
-            self.stop()
-            raise MeasurementError(f"the energy counter did not move within {FIRST_TICK_TIMEOUT_S:g} s")
+            raise CounterStandsStillError(min(self._files, key=lambda u: len(self._files[u].ticks())))
 
     def _wait(self, done: Callable[[float], bool], limit_s: float) -> bool:
         """Wait until something holds, given the seconds waited; False if it did not in time."""

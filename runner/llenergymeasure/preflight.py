@@ -17,7 +17,7 @@ from llenergymeasure.core.errors import (
     LLEMError,
     PreFlightError,
 )
-from llenergymeasure.nvml_sampling import nvml, visible_devices
+from llenergymeasure.nvml_sampling import counter_that_stands_still, nvml, visible_devices
 from llenergymeasure.user_config import UserConfig, cache_dir
 
 MIN_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}
@@ -53,13 +53,16 @@ def choose_source(config: ExperimentConfig, user: UserConfig) -> ChosenSource:
         if not found.ok:
             raise PreFlightError([HardwareError(f"energy.backend: {wanted}: {found.reason}; {found.fix}")])
         return ChosenSource(source)
-    reasons = []
+    reasons, still = [], None
     for name in registry.energy_auto_order():
         source = registry.energy_source(name)
-        found = source.availability()
-        if found.ok and source.devices():
+        reason = source.availability().reason or ("" if source.devices() else "no GPU is visible")
+        if not reason and source.KIND == "counter":
+            still = counter_that_stands_still() if still is None else still
+            reason = still
+        if not reason:
             return ChosenSource(source)
-        reasons.append(f"{name}: {found.reason or 'no GPU is visible'}")
+        reasons.append(f"{name}: {reason}")
     return ChosenSource(None, f"no energy source ({'; '.join(reasons)})")
 
 

@@ -9,10 +9,12 @@ import pytest
 
 from fakes.nvml_script import HW_THERMAL, SW_POWER_CAP, Gpu, Machine, square_wave
 from llenergymeasure.core import registry
+from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import EnergyRecord
 from llenergymeasure.core.energy_series import total
-from llenergymeasure.core.errors import MeasurementError
-from llenergymeasure.nvml_sampling import NvmlSampler, visible_devices
+from llenergymeasure.nvml_sampling import NvmlSampler, counter_that_stands_still, visible_devices
+from llenergymeasure.preflight import choose_source
+from llenergymeasure.user_config import UserConfig
 
 A, B, C = "GPU-aaaaaaaa-1111", "GPU-bbbbbbbb-2222", "GPU-cccccccc-3333"
 
@@ -114,11 +116,36 @@ def test_a_hidden_gpu_is_not_recorded(machine: Machine, source: Any, monkeypatch
     assert (device.gpu_uuid, device.joules) == (B, pytest.approx(100.0 * (end_s - start_s), rel=0.05))
 
 
-def test_a_counter_that_never_moves_is_an_error_not_zero(machine: Machine, source: Any) -> None:
-    """A constant counter stops the measurement with a sentence; there is no 0 J."""
+def test_a_counter_that_never_moves_costs_the_joules_not_the_run(machine: Machine, source: Any) -> None:
+    """A constant counter gives no joules and the reason, never 0 J; other sensors are recorded all the same."""
     machine.play(Gpu(constant=True))
-    with pytest.raises(MeasurementError, match="did not move"):
-        source.start(source.devices(), interval_s=0.1)
+    record, _ = _windows(source, 0.2)
+    (device,) = record.windows["0"]
+    assert (device.joules, device.std_uncertainty_j) == (None, None)
+    assert (device.reason or "").startswith("counter_constant")
+    assert record.readings
+
+
+def test_which_counter_stands_still_is_told(machine: Machine) -> None:
+    """By UUID and before anything is recorded; counters that move are seen to within a tick."""
+    machine.play(Gpu(uuid=A), Gpu(uuid=B, constant=True))
+    assert B in counter_that_stands_still()
+    machine.play(Gpu(uuid=A), Gpu(uuid=B, power=[(0.0, 70.0)]))
+    assert counter_that_stands_still() == ""
+
+
+def test_auto_takes_no_counter_that_stands_still(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It falls back to what it would take without one, and says why where that is nothing."""
+    machine.play(Gpu(uuid=A, constant=True))
+    monkeypatch.setattr(registry, "energy_auto_order", lambda: ("nvml",))
+    config = ExperimentConfig(
+        model="pretended", backend="synthetic", n=3, dataset={"synthetic": {"input_len": 8, "output_len": 4}}
+    )
+    chosen = choose_source(config, UserConfig())
+    assert chosen.source is None
+    assert f"nvml: counter_constant: the energy counter of {A} did not move" in chosen.reason
+    machine.play(Gpu(uuid=A))
+    assert choose_source(config, UserConfig()).source is not None
 
 
 def test_a_driver_that_starts_slowly_is_waited_for(machine: Machine, source: Any) -> None:

@@ -126,6 +126,8 @@ class EnergySeries:
         if end_s <= start_s:
             raise MeasurementError(f"energy window of {end_s - start_s:g} s: its end must lie after its start")
         period = self.period_s
+        if not self.ticks:
+            return Joules(None, reason="counter_constant: the energy counter did not move: 0 ticks recorded")
         if period is None or period <= 0:
             return Joules(None, reason=f"energy counter: {len(self.ticks)} ticks recorded, at least 3 are needed")
         if self.went_back:

@@ -1,5 +1,6 @@
 """NVIDIA's own energy counter: differences of the recorded tick series."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -15,7 +16,7 @@ from llenergymeasure.core.contracts import (
 )
 from llenergymeasure.core.energy_series import device_energy
 from llenergymeasure.core.errors import MeasurementError
-from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, visible_devices
+from llenergymeasure.nvml_sampling import CounterStandsStillError, NvmlSampler, counter_availability, visible_devices
 
 NAME = "nvml"
 AUTO_RANK = 2
@@ -44,9 +45,10 @@ class Source:
         return visible_devices()
 
     def start(self, devices: Sequence[Device], *, interval_s: float) -> None:
-        """Start the sampler process."""
+        """Start the sampler process; a counter that stands still costs the joules, not the run."""
         self._devices = tuple(devices)
-        self._sampler.start(self._devices, interval_s=interval_s)
+        with contextlib.suppress(CounterStandsStillError):
+            self._sampler.start(self._devices, interval_s=interval_s)
 
     def open_window(self, name: str) -> float:
         """Mark the start of a window; inside the main one not every tick is needed."""

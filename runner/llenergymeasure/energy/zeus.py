@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from llenergymeasure import sensor_cache
 from llenergymeasure.core.contracts import Availability, Device, DeviceEnergy, Edges, EnergyRecord
 from llenergymeasure.core.energy_series import EnergySeries
 from llenergymeasure.core.errors import MeasurementError
-from llenergymeasure.nvml_sampling import NvmlSampler, counter_availability, visible_devices
+from llenergymeasure.nvml_sampling import CounterStandsStillError, NvmlSampler, counter_availability, visible_devices
 
 NAME = "zeus"
 AUTO_RANK = 1
@@ -90,7 +90,8 @@ class Source:
             raise MeasurementError(f"zeus cannot start: {type(err).__name__}: {err}") from err
         if self._devices:
             self._sampler = NvmlSampler()
-            self._sampler.start(self._devices, interval_s=interval_s)
+            with suppress(CounterStandsStillError):  # it costs the joules, not the run
+                self._sampler.start(self._devices, interval_s=interval_s)
 
     def open_window(self, name: str) -> float:
         """Begin a Zeus window; our own series beside it need not see every tick of the main one."""
