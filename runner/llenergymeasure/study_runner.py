@@ -67,7 +67,8 @@ class StudyRunner:
         self._watch, self._clock, self._baselines = observer, Terminal(), baselines
         self._summaries = describe_all(study.experiments)
         self._breaker = Breaker(study.execution.max_consecutive_failures)
-        self._window_ended_s = self._clock.now_s()
+        self._cooling_since_s: float | None = None  # nothing has heated a GPU yet
+        self._loaded = False
         self._save()
 
     def left(self) -> list[Run]:
@@ -78,7 +79,8 @@ class StudyRunner:
         """Run what is left; a failed run is recorded and the study goes on until its breaker opens.
 
         Args:
-            pauses_s: Before each run of `left()`, s from the end of the window before it.
+            pauses_s: Before each run of `left()`, s from the end of the window before it; a run that failed before its
+                engine began to load heated nothing, and the pause counts from what ran before it.
             gpus: UUIDs whose memory must be free again after each run.
             keep_open: Descriptors that each run's process inherits: locks that live as long as it does.
 
@@ -121,20 +123,24 @@ class StudyRunner:
         self._folder.write_manifest(self.manifest)
 
     def _wait(self, pause_s: float) -> None:
-        """Pass what is left of the pause since the last window; before a probe at least a minute."""
+        """Pass what is left of the pause since a GPU was last hot; before a probe at least a minute from now."""
         if self._breaker.state == "probe":
-            self._window_ended_s, pause_s = self._clock.now_s(), max(pause_s, PROBE_AFTER_S)
+            self._cooling_since_s, pause_s = self._clock.now_s(), max(pause_s, PROBE_AFTER_S)
             text = f"{self._breaker.failures} runs failed in a row; one more is tried, then the study stops"
             self._watch.note(text)
-        until_s = self._window_ended_s + pause_s
+        if self._cooling_since_s is None:
+            return
+        until_s = self._cooling_since_s + pause_s
         left_s = until_s - self._clock.now_s()
         if pause_s > 0 and left_s > 0:
             self._watch.waiting(left_s)
             pause(until_s, self._clock, self._watch.remaining)
 
     def _heard(self, event: dict[str, Any]) -> None:
-        if event.get("event") == "phase" and event.get("phase") == "drain":  # what follows the window
-            self._window_ended_s = self._clock.now_s()
+        phase = event.get("phase") if event.get("event") == "phase" else None
+        self._loaded = self._loaded or phase == "load"
+        if phase == "drain":  # what follows the window
+            self._cooling_since_s = self._clock.now_s()
         self._watch.event(event)
 
     def _one(self, run: Run, keep_open: Sequence[int]) -> None:
@@ -142,13 +148,14 @@ class StudyRunner:
         self.manifest = self.manifest.mark_running(run.index, utc_now())
         self._save()
         self._watch.run_started(run, summary, len(self._plan.runs))
-        result, said = None, None
+        result, said, self._loaded = None, None, False
         try:
             result, uri = self._measured(run, keep_open)
         except LLEMError as err:
             said, kind = str(err), getattr(err, "error_type", type(err).__name__)
             self.errors[run.index] = err
-            self._window_ended_s = self._clock.now_s()
+            if self._loaded:
+                self._cooling_since_s = self._clock.now_s()
             self.manifest = self.manifest.mark_failed(
                 run.index, utc_now(), error_type=kind, error_message=said[:MAX_ERROR]
             )

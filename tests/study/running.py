@@ -51,6 +51,22 @@ class Watcher(Observer):
         self.heard.append(("pause", seconds))
 
 
+class Impatient:
+    """A clock whose waits pass at once; `enter_at_s` cuts one short."""
+
+    def __init__(self, enter_at_s: float | None = None) -> None:
+        self.at_s, self._enter_at_s = 100.0, enter_at_s
+
+    def now_s(self) -> float:
+        """Its time."""
+        return self.at_s
+
+    def wait(self, seconds: float) -> bool:
+        """Jump ahead."""
+        self.at_s += seconds
+        return self._enter_at_s is not None and self.at_s >= self._enter_at_s
+
+
 def execute(
     study: StudyConfig, parent: Path, watcher: Watcher | None = None, *, user: UserConfig | None = None
 ) -> Executed:

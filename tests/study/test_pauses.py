@@ -11,7 +11,8 @@ from cli.process import NEVER_ENDING, llem, start, write
 from llenergymeasure import study as studies
 from llenergymeasure.core.plan import make_plan
 from llenergymeasure.user_config import ExecutionSection, UserConfig
-from study.running import Watcher, execute, make, manifest
+from study.running import Impatient, Watcher, execute, make, manifest
+from study.stand_in import Child
 
 USER = UserConfig(execution=ExecutionSection(config_gap_seconds=7, cycle_gap_seconds=11))
 SENSOR, PRETENDED, NONE = (
@@ -128,3 +129,31 @@ def test_order_and_gaps_on_the_clock_are_those_of_the_plan(tmp_path: Path, order
         assert [w >= gap for w, gap in zip(waited, planned, strict=True)] == [True] * 3, (waited, planned)
     else:
         assert [e for e in watcher.heard if e[0] == "pause"] == []
+
+
+@pytest.mark.parametrize(
+    ("dies_in", "pauses"),
+    [
+        pytest.param(["download"] * 3, [], id="nothing was loaded: no pause at all"),
+        pytest.param(["load", "download", "download"], [600], id="only after the one that loaded"),
+        pytest.param(["download", "load", "download"], [600], id="whatever failed before it"),
+        pytest.param(["window", "load", "baseline"], [600, 600], id="after each that loaded"),
+    ],
+)
+def test_a_failure_before_load_costs_no_pause(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch, dies_in: list[str], pauses: list[float]
+) -> None:
+    """A pause lets the GPU cool; a run whose model was never loaded, because the hub is away, has heated nothing."""
+    monkeypatch.setattr("llenergymeasure.study_runner.Terminal", Impatient)
+    phases = ("download", "baseline", "load", "window")
+    child.does(
+        f"last = {dies_in!r}[int(os.environ['LLEM_INDEX'])]\n"
+        f"for name in {phases!r}[: {phases!r}.index(last) + 1]: phase(name)\n"
+        "sys.exit(1)"
+    )
+    execution = {"cycle_order": "sequential", "config_gap_seconds": 600}
+    watcher = Watcher(tmp_path / "out")
+
+    execute(make({"sweep": {"n": [2, 3, 4]}, "execution": execution}), tmp_path / "out", watcher)
+
+    assert [what for kind, what in watcher.heard if kind == "pause"] == pauses

@@ -22,7 +22,7 @@ from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.pacing import pause
 from llenergymeasure.study import Executed
 from llenergymeasure.user_config import UserConfig
-from study.running import Watcher, execute, make, manifest, statuses
+from study.running import Impatient, Watcher, execute, make, manifest, statuses
 
 TWO = {"sweep": {"n": [2, 3]}, "execution": {"n_cycles": 2, "cycle_order": "interleaved"}}
 CRASHING = {"synthetic": {"fail_after_batches": 1}}
@@ -330,22 +330,6 @@ def test_breaker_probes_once_and_stops() -> None:
         states.append(breaker.state)
     assert states == ["closed", "probe", "closed", "closed", "probe", "open"]
     assert Breaker(0, failures=99).state == "closed"
-
-
-class Impatient:
-    """A clock whose waits pass at once; `enter_at_s` cuts one short."""
-
-    def __init__(self, enter_at_s: float | None = None) -> None:
-        self.at_s, self._enter_at_s = 100.0, enter_at_s
-
-    def now_s(self) -> float:
-        """Its time."""
-        return self.at_s
-
-    def wait(self, seconds: float) -> bool:
-        """Jump ahead."""
-        self.at_s += seconds
-        return self._enter_at_s is not None and self.at_s >= self._enter_at_s
 
 
 def test_study_whose_runs_all_fail_stops_after_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
