@@ -7,21 +7,17 @@ could still move. Each goes through the whole pipeline. An alarm is any reason o
 what was known before the settling and, of windows below 10 s, that they are short. That it did not end settled is an
 alarm of the run's own window, which is what a user gets; windows of the settling lie before that was known.
 
-    python benchmarks/alarms.py OUT.json
+    python benchmarks/alarms.py [OUT.json]
 """
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from statistics import correlation, linear_regression
 from typing import Any
 
 import recorded
-from gpu_model import stamp
 
 from llenergymeasure import record, replay
 from llenergymeasure.core.contracts import Generation, Request, Window
@@ -146,15 +142,15 @@ def rows(found: Sequence[Judged]) -> list[str]:
 
 def main() -> None:
     """Judge every window of every recording and write the record."""
+    wanted = recorded.asked(__doc__, files=False)
     runs = [run for source in recorded.FILES for run in recorded.runs(source)]
-    text: dict[str, Any] = stamp("python benchmarks/alarms.py OUT.json")
+    text: dict[str, Any] = {}
     for least_s in LENGTHS_S:
         found = [w for run in runs for w in windows(run, least_s)]
         text[f"windows_of_{least_s:g}_s"] = summary(found) | {"with_alarms": rows(found)}
         if least_s == max(LENGTHS_S):  # shorter ones hold too few batches to tell their pace
             text["pace"] = pace(found)
-    Path(sys.argv[1]).write_text(json.dumps(text, indent=1) + "\n")
-    print(json.dumps(text, indent=1))
+    recorded.give(text, wanted)
 
 
 if __name__ == "__main__":

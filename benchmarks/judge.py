@@ -3,7 +3,7 @@
 Reads the files that gpu_repeat.py wrote; needs no GPU. Energies come from the recorded ticks through the product's
 own series, so that scaling the ticks replays a run that took more energy.
 
-    python benchmarks/judge.py OUT.json spread.json.gz planted.json.gz [more.json.gz ...]
+    python benchmarks/judge.py [OUT.json [FILE.json.gz ...]]     # without files: those of this repository
 """
 
 import gzip
@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from gpu_model import ROOT, stamp
+from gpu_model import ROOT
+from recorded import asked, give
 
 sys.path.insert(0, str(ROOT / "runner"))
 
@@ -230,11 +231,11 @@ def alarms(runs: Iterable[Run]) -> dict[str, int]:
 
 def main() -> None:
     """Judge the files and print the record."""
-    out, files = Path(sys.argv[1]), [Path(p) for p in sys.argv[2:]]
-    runs = [r for f in files for r in read(f)]
+    wanted = asked(__doc__)
+    runs = [r for f in wanted.files for r in read(f)]
     by, clean = groups(runs), [r for r in runs if not r.key.endswith("seed 44")]
     pooled = spread(groups(clean))
-    record = stamp("python benchmarks/judge.py OUT.json " + " ".join(f.name for f in files)) | {
+    record = {
         "gpus": sorted({f"{name} {r.gpu}" for r in runs for name in names(r)}),
         "driver": sorted({str(r.result["environment_snapshot"]["driver_version"]) for r in runs}),
         "spread": pooled,
@@ -246,8 +247,7 @@ def main() -> None:
         "overhead": overhead(runs),
         "alarms": alarms(runs),
     }
-    out.write_text(json.dumps(record, indent=1))
-    print(json.dumps(record, indent=1))
+    give(record, wanted)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,18 @@ peak. Over the batches of all runs, each run less its own means, the slope of en
 that makes a batch slower: near the power of a GPU that waits, if the host sets the pace; near the mean power of the
 work, if the GPU does. At constant temperature, and independent of the scatter between processes (scatter.py).
 
-    python benchmarks/pace.py OUT.json spread.json.gz planted.json.gz [more.json.gz ...]
+    python benchmarks/pace.py [OUT.json [FILE.json.gz ...]]     # without files: those of this repository
 """
 
-import json
-import sys
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from math import sqrt
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from gpu_model import stamp
 from judge import Run, read
-from recorded import PREFILL, rises
+from recorded import PREFILL, asked, give, rises
 
 LEAST_BATCHES = 6
 ODD = 0.3  # a batch that differs by more from the median time has a peak missed or invented
@@ -88,16 +84,14 @@ def _watts(found: Sequence[tuple[float, float]]) -> float:
 
 def main() -> None:
     """Judge the files and print the record."""
-    out, files = Path(sys.argv[1]), [Path(p) for p in sys.argv[2:]]
-    runs = [(r, found) for f in files for r in read(f) if (found := batches(r))]
-    record = stamp("python benchmarks/pace.py OUT.json " + " ".join(f.name for f in files))
-    record |= {
+    wanted = asked(__doc__)
+    runs = [(r, found) for f in wanted.files for r in read(f) if (found := batches(r))]
+    record = {
         "power_of_slower_batches_w": slope([found for _, found in runs]),
         "mean_power_w": fmean(_watts(found) for _, found in runs),
         "runs": [row(*each) for each in runs],
     }
-    out.write_text(json.dumps(record, indent=1))
-    print(json.dumps(record, indent=1))
+    give(record, wanted)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,18 @@ conditions, second readings and the verdict are not among these.
     python benchmarks/recorded.py     # tests/golden/traces from the records of gpu_repeat.py
 """
 
+import argparse
 import gzip
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpu_model import ROOT
+from gpu_model import ROOT, stamp
 
 sys.path.insert(0, str(ROOT / "runner"))
 
@@ -48,6 +50,27 @@ class Recorded:
     name: str
     result: ExperimentResult
     raw: dict[str, Any]
+
+
+def asked(about: str | None, *, files: bool = True) -> argparse.Namespace:
+    """`out` and, if wanted, `files` of a benchmark that judges records: without them it prints, and takes ours."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", type=Path, metavar="OUT.json", help="also write the record there")
+    if files:
+        ours = [RESULTS / name for name in FILES]
+        told = f"files of gpu_repeat.py (default: {' and '.join(FILES)} of benchmarks/results)"
+        parser.add_argument("files", nargs="*", type=Path, metavar="FILE.json.gz", default=ours, help=told)
+    return parser.parse_args()
+
+
+def give(found: Mapping[str, Any], wanted: argparse.Namespace) -> None:
+    """Print a record with the command that gives it, and write it if a file was named."""
+    names = [f.name for f in getattr(wanted, "files", ())]
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", "OUT.json", *names])
+    text = json.dumps(stamp(command) | found, indent=1)
+    if wanted.out:
+        wanted.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def runs(source: str) -> Iterator[Recorded]:

@@ -8,19 +8,16 @@ with one constant per configuration and one p (W) and k (W/°C) for all: a GPU t
 longer, and a warmer board leaks k more. What is left is the scatter that neither explains. Each run is predicted from
 the others, too, which tells a law from a curve through few points.
 
-    python benchmarks/scatter.py OUT.json spread.json.gz planted.json.gz [more.json.gz ...]
+    python benchmarks/scatter.py [OUT.json [FILE.json.gz ...]]     # without files: those of this repository
 """
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from gpu_model import stamp
+import recorded
 from judge import Run, groups, read
 
 from llenergymeasure.core.least_squares import Solution, least_squares
@@ -150,11 +147,8 @@ def _against_others(point: Point, told: Sequence[Point]) -> float:
 
 def main() -> None:
     """Judge the files and print the record."""
-    out, files = Path(sys.argv[1]), [Path(p) for p in sys.argv[2:]]
-    record = stamp("python benchmarks/scatter.py OUT.json " + " ".join(f.name for f in files))
-    record |= judged([r for f in files for r in read(f)])
-    out.write_text(json.dumps(record, indent=1))
-    print(json.dumps(record, indent=1))
+    wanted = recorded.asked(__doc__)
+    recorded.give(judged([r for f in wanted.files for r in read(f)]), wanted)
 
 
 if __name__ == "__main__":

@@ -97,3 +97,32 @@ def test_the_page_says_what_the_record_holds() -> None:
 def counts(told: dict[str, Any]) -> tuple[int, int]:
     """Windows, and those with an alarm, of all kinds."""
     return sum(told[kind]["windows"] for kind in KINDS), sum(told[kind]["windows_with_alarms"] for kind in KINDS)
+
+
+@pytest.mark.parametrize("name", ["judge", "pace", "scatter"])
+def test_a_benchmark_that_judges_records_needs_no_argument(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the documents name it: it takes the repository's recordings, prints the record and writes nothing."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr("sys.argv", [f"benchmarks/{name}.py"])
+    importlib.import_module(name).main()
+
+    printed = json.loads(capsys.readouterr().out)
+    assert (
+        printed["command"] == f"python benchmarks/{name}.py OUT.json gpu_spread_h100.json.gz gpu_planted_h100.json.gz"
+    )
+    kept = ROOT / f"benchmarks/results/{name}_h100.json"
+    assert not kept.exists() or json.loads(kept.read_text(encoding="utf-8")).keys() == printed.keys()
+
+
+def test_alarms_are_written_only_where_asked(
+    alarms: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without a file the record is printed; with one it is also written."""
+    for arguments in ([], [str(tmp_path / "out.json")]):
+        monkeypatch.setattr("sys.argv", ["benchmarks/alarms.py", *arguments])
+        wanted = alarms.recorded.asked(alarms.__doc__, files=False)
+        alarms.recorded.give({"windows": 1}, wanted)
+        assert [p.name for p in tmp_path.iterdir()] == [Path(a).name for a in arguments]
+    assert (tmp_path / "out.json").read_text(encoding="utf-8") in capsys.readouterr().out
