@@ -196,6 +196,26 @@ def test_told_to_stop_is_19(tmp_path: Path, number: int) -> None:
     assert out == ""
 
 
+def test_told_to_stop_while_it_imports_is_143(tmp_path: Path) -> None:
+    """Process 1 of a container has no default action for SIGTERM: the command handles it before its heavy imports."""
+    (tmp_path / "typer.py").write_text(
+        "import signal, sys\nsignal.alarm(60)\nprint('imports', file=sys.stderr, flush=True)\nsignal.pause()\n",
+        encoding="utf-8",
+    )
+    as_process_1 = ("sh", "-c", 'trap "" TERM; exec "$0" experiment', LLEM)
+    with subprocess.Popen(
+        as_process_1, env=environment(given(NEVER_ENDING) | {"PYTHONPATH": str(tmp_path)}),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stderr is not None
+        assert child.stderr.readline() == "imports\n"
+
+        os.kill(child.pid, signal.SIGTERM)
+        out, err = child.communicate()  # a deaf one ends by its alarm
+
+    assert (child.returncode, out, err) == (143, "", "")
+
+
 def test_result_goes_to_stdout_if_nothing_else_is_asked(tmp_path: Path) -> None:
     """`llem experiment > result.json` is the smallest runner; stderr holds events only."""
     ended = llem("experiment", cwd=tmp_path, env=given())

@@ -64,8 +64,8 @@ def test_installed_wheel_has_both_commands_and_its_prompts(wheel: Path, tmp_path
     assert count == "200"
     assert Path(place).is_relative_to(tmp_path)
     entry_points = (tmp_path / "llenergymeasure-2.0.0.dist-info" / "entry_points.txt").read_text()
-    assert "llem = llenergymeasure.cli:main" in entry_points
-    assert "kubectl-llem = llenergymeasure.cli:main" in entry_points
+    assert "llem = llenergymeasure.entry:main" in entry_points
+    assert "kubectl-llem = llenergymeasure.entry:main" in entry_points
 
 
 def test_builtin_prompts_are_varied_and_numerous() -> None:
