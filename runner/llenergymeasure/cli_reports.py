@@ -46,7 +46,8 @@ def report_of(
     else:
         print(report.studies_summary([Told(rebuilt.study, rebuilt.results) for rebuilt in found]))
         for rebuilt in found:
-            print("\n".join([*report.missing_runs(rebuilt.manifest), f"results: {rebuilt.study.directory}"]))
+            why = [*report.stopped(rebuilt.study, rebuilt.manifest), *report.missing_runs(rebuilt.manifest)]
+            print("\n".join([*why, f"results: {rebuilt.study.directory}"]))
     if export_csv is not None:
         export.export_csv(export_csv, export.run_rows(found))
     if export_parquet is not None:

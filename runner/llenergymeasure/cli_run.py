@@ -300,8 +300,9 @@ def _run_study(target: "ExperimentConfig | StudyConfig | None", user: "UserConfi
     if how.as_json:
         print(done.result.to_json())
     else:
-        print(report.study_summary(done.result, done.rebuilt.results))
-        print(f"results: {done.folder}" + (f"\nreport:  {done.report}" if done.report else ""))
+        lines = [report.study_summary(done.result, done.rebuilt.results), *report.stopped(done.result, done.manifest)]
+        lines += [f"results: {done.folder}", *([f"report:  {done.report}"] if done.report else [])]
+        print("\n".join(lines))
     _export(how, done.rebuilt)
     unfinished = sum(r.status != "completed" for r in done.manifest.rows)
     return _Ended(done.rebuilt.results, unfinished)

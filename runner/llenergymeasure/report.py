@@ -11,23 +11,22 @@ from llenergymeasure.core.manifest import StudyManifest
 from llenergymeasure.core.result import (
     ExperimentResult,
     ExperimentStatistics,
+    FailedRun,
     StudyResult,
 )
 from llenergymeasure.core.sweep import reasons
 from llenergymeasure.findings import (
     Finding,
-    Ranked,
     Told,
     headline,
     latency_of,
     left_out,
     rank_all,
-    ranked,
     study_labels,
     verdict_reasons,
-    verdict_text,
     warnings,
 )
+from llenergymeasure.ranking import Ranked, peers, ranked
 from llenergymeasure.wording import DASH, counted, number, plus_minus
 
 PRETENDED = "Results marked synthetic are pretended, not measured."
@@ -54,13 +53,13 @@ def _with_interval(ranking: Ranked, quantity: str) -> str:
 
 def comparison(experiments: Sequence[ExperimentStatistics], results: Sequence[ExperimentResult]) -> str:
     """The table that compares configurations, best first, and why an energy is missing."""
-    order = [Ranked(place, 0, e) for place, e in enumerate(ranked(experiments), start=1)]
-    return _comparison(order, results, None)
+    return _comparison(ranked([(experiments, results)]), results, None)
 
 
 def _comparison(order: Sequence[Ranked], results: Sequence[ExperimentResult], labels: Sequence[str] | None) -> str:
-    fastest = max((s for r in order if (s := r.mean(SPEED)) is not None), default=0.0)
-    rows = [_cells(r, fastest, [] if labels is None else [labels[r.study]]) for r in order]
+    beside = peers(order)
+    fastest = max((s for r in beside if (s := r.mean(SPEED)) is not None), default=0.0)
+    rows = [_cells(r, fastest if r in beside else None, [] if labels is None else [labels[r.study]]) for r in order]
     head = ["configuration", *([] if labels is None else ["study"])]
     columns = ["tokens/s", "relative", f"{latency_of(results)} p50 (ms)", "J/token", "verdict"]
     lines = [grid([*head, *columns], rows, left=len(head)), *_why_not(results)]
@@ -68,7 +67,7 @@ def _comparison(order: Sequence[Ranked], results: Sequence[ExperimentResult], la
     return "\n".join([*lines, "", without] if without else lines)
 
 
-def _cells(ranking: Ranked, fastest: float, study: Sequence[str]) -> list[str]:
+def _cells(ranking: Ranked, fastest: float | None, study: Sequence[str]) -> list[str]:
     speed = ranking.mean(SPEED)
     return [
         ranking.experiment.summary,
@@ -77,7 +76,7 @@ def _cells(ranking: Ranked, fastest: float, study: Sequence[str]) -> list[str]:
         f"{speed / fastest:.2f}x" if fastest and speed is not None else DASH,
         number(ranking.mean(LATENCY)),
         _with_interval(ranking, ENERGY),
-        verdict_text(ranking.experiment.verdicts),
+        ranking.verdict,
     ]
 
 
@@ -178,7 +177,7 @@ def studies_summary(told: Sequence[Told]) -> str:
     """One table over all studies, the best one in a sentence, warnings, failures, and how many runs there were."""
     labels = study_labels([t.study for t in told]) if len(told) > 1 else None
     results = [r for t in told for r in t.results]
-    order = rank_all([t.study for t in told])
+    order = rank_all(told)
     parts = [_comparison(order, results, labels)] if order else []
     parts += [_best(told)] if len(order) > 1 else []
     found = notes(results)
@@ -197,25 +196,48 @@ def _best(told: Sequence[Told]) -> str:
 
 
 def _failed(study: StudyResult, label: str | None) -> list[str]:
+    """Each error once, with the runs that it ended."""
     of = f" of {label}" if label else ""
-    return [
-        f"failed run {f.index}{of} (cycle {f.cycle}, {f.summary}): {f.error_type}: {f.error_message}"
-        for f in study.failed
-    ]
+    alike: dict[str, list[FailedRun]] = {}
+    for run in study.failed:
+        alike.setdefault(f"{run.error_type}: {run.error_message}", []).append(run)
+    return ["\n".join(f"failed {_those(runs, of)}: {error}" for error, runs in alike.items())] if alike else []
+
+
+def _those(runs: Sequence[FailedRun], of: str) -> str:
+    if len(runs) == 1:
+        return f"run {runs[0].index}{of} (cycle {runs[0].cycle}, {runs[0].summary})"
+    more = [f"and {len(runs) - MAX_MISSING} more"] if len(runs) > MAX_MISSING else []
+    return f"runs{of} " + ", ".join([*(str(r.index) for r in runs[:MAX_MISSING]), *more])
 
 
 def _counts(study: StudyResult, label: str | None) -> str:
     s = study.summary
     text = f"{s['ran']} of {counted(s['runs'], 'run')} completed, {s['failed']} failed"
+    not_run = s["runs"] - s["ran"] - s["failed"]
+    text += f", {not_run} not run" if not_run > 0 else ""
     text += f", {counted(s['skipped'], 'combination')} skipped"
     return f"{label}: {text}" if label else text
+
+
+def stopped(study: StudyResult, manifest: StudyManifest) -> list[str]:
+    """Why a study ended before its last run and how it goes on, as one line; none if it did not stop by itself."""
+    if manifest.status != "circuit_breaker":
+        return []
+    limit = study.measurement_protocol.get("max_consecutive_failures")
+    many = f"{limit + 1} failures" if isinstance(limit, int) else "failures"
+    text = f"stopped after {many} in a row; {manifest.counts()['cancelled']} never started"
+    local = study.directory is not None and "://" not in study.directory
+    return [f"{text}; mend the cause, then go on with: llem run --resume {study.directory}" if local else text]
 
 
 def missing_runs(manifest: StudyManifest) -> list[str]:
     """A line per run that has neither a result nor a failure; the first ones of many."""
     missing = [r for r in manifest.rows if r.status not in ("completed", "failed")]
     lines = [
-        f"missing run {r.index} (cycle {r.cycle}, {r.summary}): no result and no failure" for r in missing[:MAX_MISSING]
+        f"missing run {r.index} (cycle {r.cycle}, {r.summary}): "
+        + ("never started" if r.status == "cancelled" else "no result and no failure")
+        for r in missing[:MAX_MISSING]
     ]
     more = len(missing) - MAX_MISSING
     return [*lines, f"and {counted(more, 'missing run')} more"] if more > 0 else lines

@@ -1,15 +1,17 @@
 """What people read at the end: numbers with their uncertainty, best first, and why something is missing."""
 
 import re
+from datetime import UTC, datetime
 
 import pytest
 
 from llenergymeasure import StudyResult, report
 from llenergymeasure.core.errors import ConfigError, ModelNotFoundError, PreFlightError
+from llenergymeasure.core.manifest import ManifestRow, StudyManifest
 from llenergymeasure.core.result import ExperimentResult, ExperimentStatistics, FailedRun
 from llenergymeasure.core.statistics import Statistic
 from llenergymeasure.core.verdict import Evidence, judge
-from llenergymeasure.findings import ranked
+from llenergymeasure.ranking import ranked
 from llenergymeasure.wording import duration_text, merged, number
 
 ENERGY, SPEED = "energy_per_output_token_j", "tokens_per_second"
@@ -61,9 +63,10 @@ def test_without_energy_the_fastest_comes_first() -> None:
 
 def test_measured_configurations_come_before_unmeasured_ones() -> None:
     """What has no energy cannot win a ranking by energy."""
-    found = ranked([statistics("unmeasured", joules=None, speed=999), statistics("measured", joules=9.0, speed=1)])
+    both = [statistics("unmeasured", joules=None, speed=999), statistics("measured", joules=9.0, speed=1)]
+    found = ranked([(both, [])])
 
-    assert [e.summary for e in found] == ["measured", "unmeasured"]
+    assert [r.experiment.summary for r in found] == ["measured", "unmeasured"]
 
 
 def test_mixed_verdicts_are_counted() -> None:
@@ -95,6 +98,59 @@ def test_failed_and_skipped_runs_are_in_the_summary() -> None:
 
     assert "failed run 0 (cycle 1, pytorch bf16): OutOfMemoryError: 2 GB more" in text
     assert text.splitlines()[-1] == "0 of 2 runs completed, 2 failed, 1 combination skipped"
+
+
+def failed_run(index: int, message: str) -> FailedRun:
+    """A run whose process reported an error."""
+    return FailedRun(
+        index=index, cycle=1 + index // 2, config_hash="a", summary=f"n={index}", error_type="E", error_message=message
+    )
+
+
+def test_equal_errors_are_said_once_with_their_runs() -> None:
+    """The same error of thirty runs is one line; another one is the next line, without a blank between."""
+    study = StudyResult(
+        name="s",
+        study_design_hash="0" * 16,
+        summary={"generated": 9, "runs": 40, "ran": 0, "failed": 31, "skipped": 0, "invalid": 0},
+        failed=[*(failed_run(i, "the hub is away") for i in range(30)), failed_run(30, "2 GB more")],
+    )
+
+    text = report.study_summary(study, []).splitlines()
+
+    assert text == [
+        f"failed runs {', '.join(map(str, range(20)))}, and 10 more: E: the hub is away",
+        "failed run 30 (cycle 16, n=30): E: 2 GB more",
+        "",
+        "0 of 40 runs completed, 31 failed, 9 not run, 0 combinations skipped",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("directory", "way_on"),
+    [
+        ("results/s", "; mend the cause, then go on with: llem run --resume results/s"),
+        ("s3://bucket/s", ""),
+        (None, ""),
+    ],
+    ids=["here", "in a store", "nowhere"],
+)
+def test_a_study_that_stopped_says_why_and_how_it_goes_on(directory: str | None, way_on: str) -> None:
+    """After the breaker opened: how many failures it took, how many runs never started, the command that goes on."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [ManifestRow(index=i, cycle=1, config_hash="a", summary=f"n={i}") for i in range(5)]
+    manifest = StudyManifest(name="s", study_design_hash="0" * 16, tool_version="2", started_at=now, rows=tuple(rows))
+    for i in range(3):
+        manifest = manifest.mark_running(i, now).mark_failed(i, now, error_type="E", error_message="no")
+    study = StudyResult(
+        name="s", study_design_hash="0" * 16, directory=directory, measurement_protocol={"max_consecutive_failures": 2}
+    )
+
+    by_itself = manifest.finished(now, status="circuit_breaker")
+
+    assert report.stopped(study, by_itself) == [f"stopped after 3 failures in a row; 2 never started{way_on}"]
+    assert report.missing_runs(by_itself) == [f"missing run {i} (cycle 1, n={i}): never started" for i in (3, 4)]
+    assert report.stopped(study, manifest.interrupted(now)) == []
 
 
 def test_a_reason_is_one_line_however_many_runs_have_it() -> None:
