@@ -36,6 +36,7 @@ PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImag
 VOLUME_EVENTS = ("FailedMount", "FailedAttachVolume")  # the pod's status does not tell of a missing Secret
 CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError")
 KILLED = 128 + 9  # by SIGKILL
+NOT_FOUND = "ContainerStatusUnknown"  # the kubelet makes up a code of 137 for a container that is not there
 NO_POD_S = 15  # a rejected pod is silent in the Job, so after this its Events are read
 LOST_MARGIN_S = 120
 TAKEN_BACK = "the queueing system took the Job back"
@@ -244,6 +245,9 @@ def _ended(job: Mapping[str, Any], pod: Mapping[str, Any], terminated: Mapping[s
     if terminated is None:
         text = said or "the pod ended before its container ran"
         return Ended("Failed", "PodFailed", text, "infrastructure", None, end)
+    if terminated.get("reason") == NOT_FOUND:
+        text = "the kubelet no longer found the container, as after a reboot of its node"
+        return Ended("Lost", "NodeLost", text, "infrastructure", code, end, record, tail)
     if terminated.get("reason") == "OOMKilled":
         text = "the container used more memory than its limit; raise template.resources.limits.memory"
         return Ended("Failed", "OutOfMemory", text, "none", code, end, record, tail)

@@ -211,6 +211,8 @@ def _attempting(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -
         return end_attempt(facts, status, Ended("Preempted", "Suspended", "stopped by spec.suspend", end=now), now)
     if isinstance(state, Waiting) and state.reason == "WaitingForQueue" and row.get("start"):
         return end_attempt(facts, status, Ended("Preempted", "WaitingForQueue", TAKEN_BACK, end=now), now)
+    if isinstance(state, Waiting) and row.get("start") and pod is None:
+        return _pod_gone(facts, status, job, row, now)
     if isinstance(state, Waiting):
         return _waiting(facts, status, job, pod, state, now)
     return _running(facts, status, job, state, now)
@@ -341,6 +343,18 @@ def _waiting(
     check = begun + timedelta(seconds=NO_POD_S) if silent else deadline
     requeue = check if check > now else now + timedelta(seconds=NO_POD_S)
     return Decision(said, requeue_at=min(requeue, deadline))
+
+
+def _pod_gone(
+    facts: ExperimentFacts, status: dict[str, Any], job: Mapping[str, Any], row: Mapping[str, Any], now: datetime
+) -> Decision:
+    """It has run and its pod is gone: the Job says a moment later how that ended, and until then nobody else knows."""
+    deadline_s = int(job["spec"]["template"]["spec"]["activeDeadlineSeconds"])
+    give_up = lost_at(parse(row["start"]) or now, deadline_s, objects.GRACE_S) + timedelta(seconds=SKEW_S)
+    message = "the pod is gone; its Job has not yet said how it ended"
+    if now >= give_up:
+        return end_attempt(facts, status, Ended("Lost", "PodDeleted", message, "infrastructure", end=now), now)
+    return Decision(facts.going_on(status, now, "WaitingForPod", message), requeue_at=give_up)
 
 
 def _running(
