@@ -155,7 +155,8 @@ def _device(device: Device, measured: _Measured, series: EnergySeries) -> Device
     if joules is None:
         return DeviceEnergy(device.uuid, None, reason=f"zeus gave no energy for GPU {device.index}")
     ours = series.between(measured.start_s, measured.end_s, measured.edges)
-    if reason := _fault(joules, ours.reason or ""):
+    told = ours.reason or "" if series.ticks else ""  # without a tick it is Zeus who knows more
+    if reason := _fault(joules, told):
         return DeviceEnergy(device.uuid, None, reason=reason)
     share = (series.period_s or USUAL_TICK_S) / (measured.time_s * math.sqrt(6))
     return DeviceEnergy(
