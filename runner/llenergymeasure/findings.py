@@ -10,30 +10,13 @@ from pathlib import PurePosixPath
 
 from llenergymeasure.core.comparison import ENERGY, SPEED, PairComparison, QuantityComparison
 from llenergymeasure.core.result import JUDGED, ExperimentResult, ExperimentStatistics, StudyResult
-from llenergymeasure.core.study_statistics import different_calibrations, estimated
+from llenergymeasure.core.study_statistics import different_calibrations
+from llenergymeasure.ranking import Ranked, peers, ranked
 from llenergymeasure.wording import counted, merged, number, percent, plus_minus, signed_percent
 
 POWER = "mean_power_w"
 NAMED_AT_MOST = 3  # configurations in one sentence
 ALIKE_C = 5.0  # °C; an H100 drew 1.2 W more per °C (benchmarks/scatter.py), which is 1.5 % of 400 W
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A configuration's place, 1 is best; `study` counts the studies from 0."""
-
-    rank: int
-    study: int
-    experiment: ExperimentStatistics
-
-    def mean(self, quantity: str) -> float | None:
-        """The mean of a quantity, to set beside that of others; None if it was not measured or is an estimate."""
-        found = self.experiment.statistics.get(quantity)
-        return None if found is None or self.estimates(quantity) else found.mean
-
-    def estimates(self, quantity: str) -> bool:
-        """Whether its mean is of a model's estimates: shown as such, never ranked or compared."""
-        return quantity in JUDGED and estimated(self.experiment.verdicts)
 
 
 @dataclass(frozen=True)
@@ -107,23 +90,9 @@ class Told:
     results: Sequence[ExperimentResult]
 
 
-def ranked(experiments: Iterable[ExperimentStatistics]) -> list[ExperimentStatistics]:
-    """Fewest joules per output token first; without counted energy, fastest first."""
-    return sorted(experiments, key=_place)
-
-
-def rank_all(studies: Sequence[StudyResult]) -> list[Ranked]:
+def rank_all(told: Iterable[Told]) -> list[Ranked]:
     """The configurations of all studies in one order."""
-    every = [(i, e) for i, study in enumerate(studies) for e in study.experiments]
-    ordered = sorted(every, key=lambda pair: _place(pair[1]))
-    return [Ranked(place, i, e) for place, (i, e) in enumerate(ordered, start=1)]
-
-
-def _place(experiment: ExperimentStatistics) -> tuple[int, float]:
-    energy, speed = experiment.statistics.get(ENERGY), experiment.statistics.get(SPEED)
-    if energy is not None and not estimated(experiment.verdicts):
-        return (0, energy.mean)
-    return (1, -speed.mean) if speed is not None else (2, 0.0)
+    return ranked((t.study.experiments, t.results) for t in told)
 
 
 def latency_of(results: Iterable[ExperimentResult]) -> str:
@@ -173,14 +142,15 @@ def _has(result: ExperimentResult, quantity: str) -> bool:
 
 def headline(told: Sequence[Told]) -> Headline:
     """What one wants to know first: the best configuration, its figure, and how sure that is."""
-    order = rank_all([t.study for t in told])
+    order = rank_all(told)
     if not order or not order[0].experiment.statistics:
         return Headline(_nothing(told), None, SPEED, "", None)
     best = order[0]
     quantity = ENERGY if best.mean(ENERGY) is not None else SPEED
     shown = interval(best, quantity, told[best.study].results)
     title, unit = ("Best", "J per output token") if quantity == ENERGY else ("Fastest", "output tokens/s")
-    return Headline(title, best, quantity, unit, shown, (*_sureness(order, quantity, told), *_estimates(order)))
+    sureness = (*_sureness(peers(order), quantity, told), *_pretended(order), *_estimates(order))
+    return Headline(title, best, quantity, unit, shown, sureness)
 
 
 def _nothing(told: Sequence[Told]) -> str:
@@ -197,15 +167,20 @@ def _sureness(order: Sequence[Ranked], quantity: str, told: Sequence[Told]) -> t
         return ("It is the only configuration with this figure: there is nothing to compare it with.",)
     sentences = []
     if rivals[0].study != best.study:
-        sentences.append(f"{_next_ratio(best, rivals[0], quantity)}, in another study.")
-    comparison = _comparison(told[best.study].study, quantity)
-    own = [r for r in rivals if r.study == best.study]
-    sentences += _within(best, own, quantity, comparison) if own else []
+        sentences.append(f"The next, {_ratio(best, rivals[0], quantity)}, in another study.")
+    sentences += _within(best, rivals, quantity, _comparison(told[best.study].study, quantity))
     if len({r.study for r in [best, *rivals]}) > 1:
         sentences.append("Studies are ranked by their means: how sure a difference is can only be told within a study.")
         scales = different_calibrations(r for t in told for r in t.results if r.verdict.state == "valid")
         sentences += [f"Not even that holds: {scales.partition(': ')[2]}."] if scales and quantity == ENERGY else []
     return tuple(sentences)
+
+
+def _pretended(order: Sequence[Ranked]) -> Iterable[str]:
+    """That pretended figures stand beside measured ones, and whose they are."""
+    found = [r for r in order if r.synthetic and not order[0].synthetic]
+    if found:
+        yield f"Not compared with what was measured, because it is pretended: {_names(found)}."
 
 
 def _estimates(order: Sequence[Ranked]) -> Iterable[str]:
@@ -229,15 +204,15 @@ def _comparison(study: StudyResult, quantity: str) -> QuantityComparison | None:
     return next((c for c in study.comparisons if c.quantity == quantity), None)
 
 
-def _next_ratio(best: Ranked, rival: Ranked, quantity: str, pair: PairComparison | None = None) -> str:
-    """The next configuration beside the best: how many times as much, with the interval if it was computed."""
+def _ratio(best: Ranked, rival: Ranked, quantity: str, pair: PairComparison | None = None) -> str:
+    """A configuration beside the best: how many times as much it has, with the interval if it was computed."""
     ours, theirs = best.mean(quantity) or 0.0, rival.mean(quantity) or 0.0
     times, low, high = (theirs / ours if ours else None), None, None
     if pair is not None:
         times, low, high = _other_to_best(pair, best)
     span = f" (95 %: {number(low, 4)} to {number(high, 4)})" if low is not None and high is not None else ""
     what = "the energy per output token" if quantity == ENERGY else "the output tokens/s"
-    return f"The next, {rival.experiment.summary}, has {number(times, 4)} times {what}{span}"
+    return f"{rival.experiment.summary}, has {number(times, 4)} times {what}{span}"
 
 
 def _other_to_best(pair: PairComparison, best: Ranked) -> tuple[float, float, float]:
@@ -249,17 +224,22 @@ def _other_to_best(pair: PairComparison, best: Ranked) -> tuple[float, float, fl
 def _within(
     best: Ranked, rivals: Sequence[Ranked], quantity: str, comparison: QuantityComparison | None
 ) -> Iterable[str]:
+    """How sure it is that the best one is better than the others of its own study."""
+    own = [r for r in rivals if r.study == best.study]
+    if not own:
+        return
+    place = "The next" if own[0] is rivals[0] else "The second of its own study"
     if comparison is None or not comparison.against_best:
-        yield f"{_next_ratio(best, rivals[0], quantity)}."
+        yield f"{place}, {_ratio(best, own[0], quantity)}."
         yield _no_claim(comparison)
         return
     pairs = _pairs_with(best, comparison)
-    yield f"{_next_ratio(best, rivals[0], quantity, pairs.get(rivals[0].experiment.config_hash))}."
-    first = next((r for r in rivals if r.experiment.config_hash == comparison.best_hash), None)
+    yield f"{place}, {_ratio(best, own[0], quantity, pairs.get(own[0].experiment.config_hash))}."
+    first = next((r for r in own if r.experiment.config_hash == comparison.best_hash), None)
     if first is not None:  # means over all cycles, and ratios within the cycles that both have, need not agree
         yield f"Compared cycle by cycle, {first.experiment.summary} comes first: which one is better is not certain."
         return
-    yield _apart(rivals, pairs)
+    yield _apart(own, pairs, "" if len(own) == len(rivals) else " of its study")
     if comparison.smallest_detectable_difference is not None:
         yield (
             f"With these cycles a difference of {percent(comparison.smallest_detectable_difference)} or more is found "
@@ -267,15 +247,15 @@ def _within(
         )
 
 
-def _apart(rivals: Sequence[Ranked], pairs: Mapping[str, PairComparison]) -> str:
+def _apart(rivals: Sequence[Ranked], pairs: Mapping[str, PairComparison], scope: str) -> str:
     """What differs from the best for sure; what was not compared is not said to differ."""
     alike = [r for r in rivals if (p := pairs.get(r.experiment.config_hash)) and p.finding == "no_difference"]
     without = [r for r in rivals if r.experiment.config_hash not in pairs]
-    text = "It differs from every other configuration by more than chance explains."
+    text = f"It differs from every other configuration{scope} by more than chance explains."
     if alike:
         text = f"Cannot be told apart from the best: {_names(alike)}."
     elif without:
-        text = "It differs from every other configuration that could be compared by more than chance explains."
+        text = f"It differs from every other configuration{scope} that could be compared by more than chance explains."
     return f"{text} Too few cycles to compare with: {_names(without)}." if without else text
 
 
@@ -360,11 +340,6 @@ def _finding(code: str, said: Sequence[tuple[str, str]], total: int) -> Finding:
     what, alike = merged([w for w, _ in said])
     fix, same_fix = merged([f for _, f in said])
     return Finding(code, what, fix, len(said), total, alike and same_fix)
-
-
-def verdict_text(verdicts: Mapping[str, int]) -> str:
-    """The verdict of all cycles; with counts if they differ."""
-    return ", ".join(f"{n} {v}" if len(verdicts) > 1 else v for v, n in sorted(verdicts.items()))
 
 
 def drift_text(study: StudyResult, quantity: str) -> str | None:

@@ -13,7 +13,7 @@ from llenergymeasure import __version__, export, findings, report_content
 from llenergymeasure.core.comparison import ENERGY, LATENCY, SPEED
 from llenergymeasure.core.errors import BackendMissingError
 from llenergymeasure.core.tables import csv_text
-from llenergymeasure.findings import Headline, Ranked, Told
+from llenergymeasure.findings import Headline, Told
 from llenergymeasure.html_pictures import (
     MISSING_EXTRA,
     draw_dots,
@@ -23,6 +23,7 @@ from llenergymeasure.html_pictures import (
     svg,
 )
 from llenergymeasure.picture_data import Dot, Trace, brief_names, dot, drift, frontier, limits, trace
+from llenergymeasure.ranking import Ranked, peers
 from llenergymeasure.store import write_atomically
 from llenergymeasure.stored_study import Rebuilt, read_series
 from llenergymeasure.wording import DASH, counted, number, printable
@@ -76,7 +77,8 @@ def html_text(studies: Sequence[Rebuilt], *, now: datetime) -> str:
     """
     told = [Told(r.study, r.results) for r in studies]
     labels = findings.study_labels([r.study for r in studies])
-    order = findings.rank_all([r.study for r in studies])
+    order = findings.rank_all(told)
+    beside = peers(order)
     head = findings.headline(told)
     alike = findings.alike(told, head)
     rows = export.run_rows(studies)
@@ -93,9 +95,9 @@ def html_text(studies: Sequence[Rebuilt], *, now: datetime) -> str:
         | {"cycles": len({row.cycles for row in table}) > 1},
         banners=report_content.banners(told),
         reasons=report_content.reasons(told),
-        dots=_dots(order, told, head, alike),
-        few=len(order) <= FEW,
-        frontiers=_frontiers(order, latency_of),
+        dots=_dots(beside, told, head, alike),
+        few=len(beside) <= FEW,
+        frontiers=_frontiers(beside, latency_of),
         sections=[_section(r, label, order, i, head) for i, (r, label) in enumerate(zip(studies, labels, strict=True))],
         csv=base64.b64encode(csv_text(rows).encode()).decode(),
         csv_rows=len(rows),

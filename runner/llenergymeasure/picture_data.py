@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from llenergymeasure.core.result import ExperimentResult
-from llenergymeasure.findings import Interval, Ranked
+from llenergymeasure.findings import Interval
+from llenergymeasure.ranking import Ranked
 
 LONGEST_LABEL = 40  # characters that fit beside a rank
 TRACE_POINTS = 240  # of a long run's trace; each is the mean of its share, the band keeps its extremes

@@ -13,13 +13,12 @@ from llenergymeasure.findings import (
     POWER,
     Finding,
     Headline,
-    Ranked,
     Told,
     interval,
     left_out,
     verdict_reasons,
-    verdict_text,
 )
+from llenergymeasure.ranking import Ranked, peers
 from llenergymeasure.wording import DASH, counted, duration_text, number
 
 MOST_FAILURES = 100  # of one study; the CSV has them all
@@ -66,7 +65,8 @@ def table(
 ) -> list[TableRow]:
     """The rows of the ranked table."""
     best = found.best.mean(found.quantity) if found.best else None
-    return [_row(r, told[r.study].results, labels[r.study], found, best, alike) for r in order]
+    beside = peers(order)
+    return [_row(r, told[r.study].results, labels[r.study], found, best if r in beside else None, alike) for r in order]
 
 
 def _row(
@@ -92,10 +92,10 @@ def _row(
         speed=shown(SPEED),
         latency=shown(LATENCY),
         power=_power(ranking),
-        verdict=verdict_text(experiment.verdicts),
+        verdict=ranking.verdict,
         cycles=experiment.cycles_completed,
         stands_out=stands_out(ranking, found, alike),
-        doubtful=set(experiment.verdicts) != {"valid"},
+        doubtful=ranking.verdict != "valid",
     )
 
 

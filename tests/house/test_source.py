@@ -65,6 +65,7 @@ SPELLED = {  # literal → why it may stand outside the plug-in's own file
     ("core/config.py", "{synthetic:"): "likewise",
     ("datasets.py", "{synthetic:"): "likewise",
     ("report.py", "synthetic"): "the flag of results that are not measured",
+    ("ranking.py", "(synthetic)"): "likewise",
     ("cluster_results.py", "synthetic"): "likewise",
     ("core/crd_status.py", "synthetic"): "likewise",
     ("experiment_status.py", "synthetic"): "likewise",

@@ -1,5 +1,6 @@
 """What a study found, in words: the best one, how sure that is, and what is said when nothing can be said."""
 
+import re
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from llenergymeasure.findings import (
     verdict_reasons,
     warnings,
 )
-from llenergymeasure.report import comparison, single
+from llenergymeasure.report import comparison, single, studies_summary
 from report.studies import START
+
+RAN = {"runs": 1, "ran": 1, "failed": 0, "skipped": 0}
 
 
 def configuration(
@@ -65,7 +68,12 @@ def result(**fields: Any) -> ExperimentResult:
 
 def test_several_studies_share_one_ranking() -> None:
     """The best of all studies comes first, each place knows its study, and ranks count from one."""
-    order = rank_all([study(configuration("a", 3.0), configuration("b", None, 99)), study(configuration("c", 2.0))])
+    order = rank_all(
+        [
+            Told(study(configuration("a", 3.0), configuration("b", None, 99)), []),
+            Told(study(configuration("c", 2.0)), []),
+        ]
+    )
     assert [(r.rank, r.study, r.experiment.config_hash) for r in order] == [(1, 1, "c"), (2, 0, "a"), (3, 0, "b")]
 
 
@@ -184,7 +192,7 @@ def test_an_estimate_is_never_the_best() -> None:
     """Less by a model than by a counter ranks below it; no ratio is given, and the sentence says whose it is."""
     told = study(configuration("a", 1.0, 99, **GUESSED), configuration("b", 3.0), configuration("c", 2.0))
     found = headline([Told(told, [])])
-    assert [r.experiment.config_hash for r in rank_all([told])] == ["c", "b", "a"]
+    assert [r.experiment.config_hash for r in rank_all([Told(told, [])])] == ["c", "b", "a"]
     assert found.sentence == "Best: config c, 2 ± 0.1 J per output token"
     assert found.sureness[0] == "The next, config b, has 1.5 times the energy per output token."
     assert found.sureness[-1] == "Nothing is claimed about energy that is a model's estimate: that of config a."
@@ -201,7 +209,7 @@ def test_with_estimates_alone_the_fastest_is_named() -> None:
 def test_estimated_joules_are_shown_and_called_so() -> None:
     """In the table's cell, without the width that their repetition would have."""
     guessed = configuration("a", 1.5, **GUESSED)
-    (ranking,) = rank_all([study(guessed)])
+    (ranking,) = rank_all([Told(study(guessed), [])])
     found = interval(ranking, ENERGY, [])
     assert found is not None
     assert (found.text, found.half_width) == ("1.5 (estimate)", None)
@@ -221,7 +229,7 @@ def test_estimates_that_were_left_out_are_counted() -> None:
 
 def test_the_single_valid_run_lends_its_uncertainty() -> None:
     """Not an estimate of the same configuration that was there before it."""
-    (ranking,) = rank_all([study(configuration("a", 2.0, n=1, verdicts={"valid": 1, "estimated": 1}))])
+    (ranking,) = rank_all([Told(study(configuration("a", 2.0, n=1, verdicts={"valid": 1, "estimated": 1})), [])])
     runs = [
         result(verdict={"state": state}, uncertainty={"comparison": u}, energy_per_output_token_j=2.0)
         for state, u in (("estimated", 0.5), ("valid", 0.02))
@@ -238,6 +246,48 @@ def test_studies_are_not_compared_with_each_other() -> None:
         "The next, config b, has 1.5 times the energy per output token, in another study.",
         "Studies are ranked by their means: how sure a difference is can only be told within a study.",
     )
+
+
+def test_what_holds_in_one_study_is_not_said_of_all() -> None:
+    """The best one's rivals in its own study are apart, the same configuration in another one is not: one next one."""
+    a, b = configuration("a", 2.0), configuration("b", 12.0)
+    pairs = compared(pair("b", 6.0, "higher"))
+    both = [Told(study(configuration("a", 2.02)), []), Told(study(a, b, comparisons=[pairs], name="t"), [])]
+
+    told = headline(both).sureness
+
+    assert told[:3] == (
+        "The next, config a, has 1.01 times the energy per output token, in another study.",
+        "The second of its own study, config b, has 6 times the energy per output token (95 %: 5.95 to 6.05).",
+        "It differs from every other configuration of its study by more than chance explains.",
+    )
+
+
+def test_what_is_pretended_is_never_best_beside_what_was_measured() -> None:
+    """Fewer joules of a pretended sensor come last, marked, without a ratio; among themselves they are ranked."""
+    pretended = Told(study(configuration("a", 1.0, 99), configuration("b", 1.5, 98), name="p", summary=RAN),
+                     [result(synthetic=True), result(synthetic=True, measurement_config_hash="b")])  # fmt: skip
+    measured = Told(study(configuration("m", 2.0), summary=RAN), [result(measurement_config_hash="m")])
+
+    found = headline([pretended, measured])
+    lines = studies_summary([pretended, measured]).splitlines()[2:5]
+
+    assert found.sentence == "Best: config m, 2 ± 0.1 J per output token"
+    assert found.sureness == (
+        "It is the only configuration with this figure: there is nothing to compare it with.",
+        "Not compared with what was measured, because it is pretended: config a; config b.",
+    )
+    assert [re.split(" {2,}", line)[::3] for line in lines] == [
+        ["config m", "1.00x", "valid"], ["config a", "-", "valid (synthetic)"], ["config b", "-", "valid (synthetic)"],
+    ]  # fmt: skip
+    assert headline([pretended]).sentence.startswith("Best: config a, 1 ")
+
+
+def test_a_pretended_run_with_figures_comes_before_a_measured_one_without() -> None:
+    """Where nothing could be measured, what was pretended is still shown as found."""
+    nothing = configuration("m", 2.0).model_copy(update={"statistics": {}})
+    order = rank_all([Told(study(nothing, configuration("a", 1.0)), [result(synthetic=True)])])
+    assert [r.experiment.config_hash for r in order] == ["a", "m"]
 
 
 def test_studies_of_one_gpu_in_two_calibrations_have_no_common_scale() -> None:
@@ -261,7 +311,7 @@ def test_nothing_measured_is_said_with_the_number_of_failures() -> None:
 
 def test_single_run_has_the_uncertainty_of_its_own_result() -> None:
     """One cycle has no t-interval: the result's own uncertainty stands in, and says that a part is assumed."""
-    (ranking,) = rank_all([study(configuration("a", 2.0, n=1))])
+    (ranking,) = rank_all([Told(study(configuration("a", 2.0, n=1)), [])])
     u = {"comparison": 0.02, "between_runs_source": "assumed"}
     found = interval(ranking, ENERGY, [result(uncertainty=u, energy_per_output_token_j=2.0)])
     assert found is not None

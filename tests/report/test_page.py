@@ -135,6 +135,24 @@ def test_estimates_are_shown_and_not_ranked(tmp_path: Path) -> None:
     assert "Ranks 1 to 2: J per output token" in titles
 
 
+def test_pretended_joules_of_a_real_engine_are_marked(usual: Rebuilt, tmp_path: Path) -> None:
+    """Every row of a pretended sensor says so; beside measured ones it is last, without a ratio, in no picture."""
+
+    def change(_position: int, _cycle: int) -> dict[str, Any]:
+        return {"synthetic": True, "backend": "pytorch", "energy_per_output_token_j": 0.001}
+
+    other = read(written(tmp_path / "o", study_config(2, 1, name="other", models=("other",)), change=change))
+    assert {r["verdict"] for r in ranking(page_of(other))} == {"valid (synthetic)"}
+
+    page = page_of(other, usual)
+    (table,) = page.all("table", "restack")
+    rows, marked = ranking(page), [c.text for c in table.all("td", "doubtful")]
+    assert [(r["study"], r["verdict"]) for r in rows] == [("known", "valid")] * 3 + [("other", "valid (synthetic)")] * 2
+    assert [r["relative"] for r in rows[3:]] == ["-", "-"]
+    assert marked == ["valid (synthetic)"] * 2
+    assert "Ranks 1 to 3: J per output token" in [t.text for t in page.all("title")]
+
+
 def test_a_reason_that_not_all_runs_have_says_so(tmp_path: Path) -> None:
     """Two of two were too short, one was hot: ranges and counts in the banner and under the missing joules."""
 
