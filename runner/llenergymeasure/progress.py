@@ -25,7 +25,7 @@ class Progress(Observer):
             total=total,
             disable=quiet or not on_terminal,
             file=sys.stderr,
-            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}] {desc}",
+            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]",
             leave=False,
             dynamic_ncols=True,
         )
@@ -41,23 +41,25 @@ class Progress(Observer):
 
     def run_started(self, run: Run, summary: str, total: int) -> None:
         """Name the run that begins."""
+        self._bar.set_postfix_str("", refresh=False)
         self._bar.set_description_str(summary, refresh=True)
         if total > 1:
             self._say(f"[{self._finished + 1}/{total}] {summary} (cycle {run.cycle})", only_plain=True)
 
     def event(self, event: dict[str, Any]) -> None:
-        """Move the bar by phases."""
+        """Move the bar by phases and name the one that runs; an error is told when its run has finished."""
         if event.get("event") == "phase" and event.get("total"):
             self._phase_share = event["done"] / event["total"]
         self._bar.n = min(self._total, self._finished + self._phase_share)
-        self._bar.set_postfix_str(str(event.get("phase", "")), refresh=False)
+        if event.get("phase"):
+            self._bar.set_postfix_str(str(event["phase"]), refresh=False)
         self._bar.refresh()
         if event.get("event") == "expected":
             self._say_expected(float(event["seconds"]), event.get("n20_seconds"))
         elif event.get("event") == "warning":
             self.note(str(event.get("message")))
-        elif self._verbose:
-            self._say(f"  {event.get('t_s', 0):8.2f} s  {event.get('phase')} {event.get('done')}/{event.get('total')}")
+        elif self._verbose and "done" in event:
+            self._say(f"  {event.get('t_s', 0):8.2f} s  {event.get('phase')} {event['done']}/{event.get('total')}")
 
     def _say_expected(self, seconds: float, n20_seconds: float | None) -> None:
         if self._verbose:
@@ -73,7 +75,7 @@ class Progress(Observer):
             speed = f"{number(result.tokens_per_second)} tokens/s"
             energy = result.energy_per_output_token_j
             shown = f", {number(energy)} J/token" if energy is not None else ""
-            self._say(f"  {summary}: {speed}{shown}, {result.verdict.state}", only_plain=not self._verbose)
+            self._say(f"  {summary}: {speed}{shown}, {result.verdict.state}")
         else:
             self._say(f"  {summary}: FAILED: {error}")
 
@@ -84,6 +86,7 @@ class Progress(Observer):
     def remaining(self, seconds: float) -> None:
         """Count a gap down."""
         hint = " (Enter goes on)" if sys.stdin and sys.stdin.isatty() else ""
+        self._bar.set_postfix_str("", refresh=False)
         self._bar.set_description_str(f"pause, {seconds:.0f} s left{hint}", refresh=True)
 
     def note(self, text: str) -> None:

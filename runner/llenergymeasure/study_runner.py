@@ -15,6 +15,7 @@ from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.known_baselines import KnownBaselines
 from llenergymeasure.pacing import Terminal, pause
 from llenergymeasure.study_folder import StudyFolder
+from llenergymeasure.wording import counted
 
 MAX_ERROR = 2000  # characters of an error in the manifest; the whole text is on the terminal
 
@@ -126,7 +127,8 @@ class StudyRunner:
         """Pass what is left of the pause since a GPU was last hot; before a probe at least a minute from now."""
         if self._breaker.state == "probe":
             self._cooling_since_s, pause_s = self._clock.now_s(), max(pause_s, PROBE_AFTER_S)
-            text = f"{self._breaker.failures} runs failed in a row; one more is tried, then the study stops"
+            failed = counted(self._breaker.failures, "run")
+            text = f"{failed} failed in a row; one more is tried, then the study stops"
             self._watch.note(text)
         if self._cooling_since_s is None:
             return

@@ -181,6 +181,28 @@ def test_terminal_gets_a_bar_and_no_colour(tmp_path: Path) -> None:
     assert not re.search(r"\x1b\[[\d;]*m", seen)
 
 
+def test_terminal_shows_the_phase_once_and_each_runs_result(tmp_path: Path) -> None:
+    """Before the bar the run, behind it its phase; what came of a run stays on the screen as it does in a pipe."""
+    file = write(tmp_path, {"sweep": {"n": [2]}, "execution": {"n_cycles": 2}})
+
+    seen = on_terminal(["run", file], tmp_path, {"TERM": "xterm-256color"})
+
+    bars = [part for part in re.split(r"[\r\n]", seen) if "|" in part]
+    assert not any(part.count("synthetic") > 1 for part in bars), bars
+    assert any(re.match(r"synthetic bf16: .*, window\]", part) for part in bars), bars
+    assert len(re.findall(r"synthetic bf16: [\d.]+ tokens/s", seen)) == 2
+
+
+def test_verbose_shows_no_counts_of_an_error(tmp_path: Path) -> None:
+    """An error has neither a time nor a share of its phase; its sentence follows."""
+    body = {"sweep": {"n": [2]}, "synthetic": {"fail_after_batches": 0}, "execution": {"n_cycles": 1}}
+
+    ended = llem("run", write(tmp_path, body), "-v", cwd=tmp_path)
+
+    assert "None" not in ended.err
+    assert "FAILED: synthetic engine failed after 0 batches" in ended.err
+
+
 def test_usage_error_on_a_terminal_has_no_colour(tmp_path: Path) -> None:
     """A usage error is plain text, too."""
     seen = on_terminal(["run", "--nope"], tmp_path, {"NO_COLOR": "1", "TERM": "xterm-256color"})
