@@ -28,7 +28,7 @@ LATEST = "latest"
 NO_HUB_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # read when huggingface_hub is imported, so it is set before
 
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Folder below which results go.")]
-DryOption = Annotated[bool, typer.Option("--dry-run", help="Validate and show the plan; run nothing.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Validate the file and show the plan; run nothing.")]
 NoGapsOption = Annotated[bool, typer.Option("--no-gaps", help="No pauses between runs.")]
 ResumeOption = Annotated[
     str | None,
@@ -92,6 +92,8 @@ def run(
         folder=output, resume=resume, cycles=cycles, gaps=not no_gaps, dry_run=dry_run, quiet=quiet or as_json,
         verbose=verbose, as_json=as_json, strict=strict, runner=runner, csv=export_csv, parquet=export_parquet,
     )  # fmt: skip
+    if namespace is not None and runner != "kubernetes":
+        raise ConfigError(f"--namespace {namespace} is for a cluster; add --runner kubernetes, or leave it out")
     document = cli_file.document(config, said) if config is not None or resume is None or said.anything else None
     _use_calibration(calibration, runner)
     if runner == "kubernetes" and document is not None:
@@ -149,7 +151,7 @@ def _run_here(target: "ExperimentConfig | StudyConfig | None", document: "Docume
         if target is None:
             raise ConfigError("--dry-run needs a file or a model; with --resume alone there is nothing to look at")
         check_datasets(target.experiments if isinstance(target, StudyConfig) else [target])
-        _print_plan(target, user, as_json=how.as_json, with_runs=False)
+        _print_plan(target, user, as_json=how.as_json, with_runs=False, runner=how.runner)
         return
     _check_targets(how)
     how = replace(
@@ -335,10 +337,13 @@ def _print_plan(
     *,
     as_json: bool,
     with_runs: bool,
+    runner: str | None = None,
 ) -> None:
     from llenergymeasure.core.config import StudyConfig
     from llenergymeasure.core.sweep import study_of_one
-    from llenergymeasure.plan_view import plan_json, plan_text
+    from llenergymeasure.plan_view import plan_json, plan_text, refusals
 
     study = target if isinstance(target, StudyConfig) else study_of_one(target)
+    for line in refusals(study, user, runner):
+        print(line, file=sys.stderr)
     print(json.dumps(plan_json(study), indent=2) if as_json else plan_text(study, user, with_runs=with_runs))

@@ -5,11 +5,12 @@ from typing import Any
 
 from llenergymeasure import preflight
 from llenergymeasure.core.config import StudyConfig
+from llenergymeasure.core.errors import PreFlightError
 from llenergymeasure.core.identity import canonical
 from llenergymeasure.core.plan import Plan, describe_all, make_plan
 from llenergymeasure.expected import all_runs_s, expected
 from llenergymeasure.report import grid
-from llenergymeasure.study import planned_gaps_s
+from llenergymeasure.study import check_runners, planned_gaps_s
 from llenergymeasure.user_config import UserConfig
 from llenergymeasure.wording import counted, duration_text
 
@@ -74,11 +75,25 @@ def plan_json(study: StudyConfig) -> dict[str, Any]:
     }
 
 
+def refusals(study: StudyConfig, user: UserConfig, runner: str | None = None) -> list[str]:
+    """What `llem run` would refuse of it on this machine, each once; `runner` as the command line names it.
+
+    Only what is known at once: models, prompts, sensors and GPUs are looked at when it is run.
+    """
+    found = [str(p) for config in study.experiments for p in preflight.engine_problems(config)]
+    try:
+        check_runners(study, user, runner)
+    except PreFlightError as err:
+        found += map(str, err.problems)
+    return [f"note: llem run refuses this on this machine: {text}" for text in dict.fromkeys(found)]
+
+
 def notices(texts: Iterable[str], study: StudyConfig | None) -> list[str]:
     """What a user should know before anything runs, each once, and how many combinations are skipped for what."""
     lines = [f"note: {text}" for text in dict.fromkeys(texts)]
     if study is not None and study.skipped:
-        lines.append(f"note: {len(study.skipped)} combinations are skipped:")
+        are = "is" if len(study.skipped) == 1 else "are"
+        lines.append(f"note: {counted(len(study.skipped), 'combination')} {are} skipped:")
         found = [s.reason for s in study.skipped]
         lines += [f"  {found.count(reason)} x {reason}" for reason in dict.fromkeys(found)]
     return lines

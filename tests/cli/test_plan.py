@@ -98,6 +98,33 @@ def test_planning_runs_and_writes_nothing(
     assert heavy_imports() == []
 
 
+REFUSED = {
+    "engine": ({"backend": "vllm"}, "backend vllm can be planned but not yet run by this version"),
+    "traffic": ({"traffic": {"target_qps": 3}}, "traffic is not supported yet by this version"),
+    "two engines": (
+        {"backend": ["pytorch", "vllm"], "sweep": {"precision": ["bf16"]}},
+        "backends pytorch, vllm in one study need one container each",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "why"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("words", [["plan"], ["run", "--dry-run", "--json"]], ids=["plan", "dry run"])
+def test_plan_says_what_a_run_would_refuse(
+    tmp_path: Path, quick_llem: Quick, words: list[str], body: dict[str, Any], why: str
+) -> None:
+    """A plan may be for another machine, so it is shown; that this one cannot run it is said beside it, once."""
+    ended = quick_llem(words[0], write(tmp_path, {"energy": {"backend": "none"}}, body), *words[1:])
+
+    assert ended.code == 0
+    assert ended.err.count(f"note: llem run refuses this on this machine: {why}") == 1
+
+
+def test_plan_of_what_can_run_has_no_such_note(tmp_path: Path, quick_llem: Quick) -> None:
+    """Nothing is refused, nothing is said."""
+    assert quick_llem("plan", write(tmp_path)).err == ""
+
+
 def test_memory_of_the_builtin_model_is_estimated_without_loading_it(
     tmp_path: Path, quick_llem: Quick, heavy_imports: Callable[[], list[str]]
 ) -> None:
