@@ -51,6 +51,7 @@ def lean_pod(pod: Mapping[str, Any]) -> dict[str, Any]:
 
 
 JOB_CONDITIONS = ("Complete", "Failed", "Suspended")  # others announce these
+MAX_DELETED = 512
 IDENTITY = ("name", "namespace", "uid", "labels", "ownerReferences", "creationTimestamp", "deletionTimestamp")
 
 
@@ -69,10 +70,14 @@ class Shelf:
 
     objects: dict[Name, dict[str, Any]] = field(default_factory=dict)
     of_experiment: dict[Name, set[Name]] = field(default_factory=dict)
+    deleted: dict[str, str] = field(default_factory=dict)  # UID → resourceVersion of its end, of the last few hundred
 
     def put(self, lean: dict[str, Any]) -> bool:
         """Keep an object unless a newer state of it is known; True if something that decisions look at is new."""
         name, metadata = _name(lean), lean["metadata"]
+        end = self.deleted.get(metadata["uid"])
+        if end is not None and newer(end, metadata["resourceVersion"]):
+            return False  # of a list that was answered before it was deleted
         before = self.objects.get(name)
         if before is not None and not newer(metadata["resourceVersion"], before["metadata"]["resourceVersion"]):
             return False
@@ -88,6 +93,16 @@ class Shelf:
             self.of_experiment[owner].discard(name)
             if not self.of_experiment[owner]:
                 del self.of_experiment[owner]
+
+    def bury(self, obj: Mapping[str, Any]) -> bool:
+        """Forget an object for good, as a watch has told its end; True if it was known."""
+        metadata = obj["metadata"]
+        self.deleted[metadata["uid"]] = metadata["resourceVersion"]
+        while len(self.deleted) > MAX_DELETED:
+            del self.deleted[next(iter(self.deleted))]
+        known = _name(obj) in self.objects
+        self.drop(_name(obj))
+        return known
 
     def of(self, experiment: Name) -> list[dict[str, Any]]:
         """All objects of an experiment."""

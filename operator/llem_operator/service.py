@@ -110,10 +110,7 @@ class Service:
             self._heard_experiment(change, obj, name)
         else:
             shelf, lean = (self.cache.jobs, lean_job) if kind == "job" else (self.cache.pods, lean_pod)
-            known = name in shelf.objects
-            if change == "DELETED":
-                shelf.drop(name)
-            if (change == "DELETED" and known) or (change != "DELETED" and shelf.put(lean(obj))):
+            if shelf.bury(obj) if change == "DELETED" else shelf.put(lean(obj)):
                 self._owner_changed(obj)
 
     def _owner_changed(self, obj: Mapping[str, Any]) -> None:
