@@ -380,9 +380,22 @@ def _running(
     return Decision(said, requeue_at=min(later, pause) if pause and pause > now else later)
 
 
+def _stored_unread(facts: ExperimentFacts, end: Ended) -> bool:
+    """Whether the result is stored and only its record went with the pod: the next attempt adopts it, free of charge.
+
+    Once: where pods go too soon each time, the budget of infrastructure bounds it.
+    """
+    rows = facts.status.get("attempts") or ()
+    again = any(a.get("outcome") == "Lost" and a.get("exitCode") == 0 for a in rows)
+    return end.outcome == "Lost" and end.exit_code == 0 and not again
+
+
 def end_attempt(facts: ExperimentFacts, status: dict[str, Any], end: Ended, now: datetime) -> Decision:
     """Close the open row; then finish, or go back to pending if a budget allows another attempt."""
     stray = _live_jobs(facts, None)
+    if _stored_unread(facts, end):
+        said = facts.going_on(closed(status, end, end.reason, now), now, "WaitingForRetry", end.message)
+        return Decision(said, stray)
     if end.outcome == "Preempted":
         return Decision(facts.going_on(closed(status, end, end.reason, now), now, end.reason, end.message), stray)
     invalid = end.record is not None and end.outcome == "Completed" and end.record.verdict == "invalid"

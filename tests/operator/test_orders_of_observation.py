@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from fakes import virtual_time
+from fakes import api_server, virtual_time
 from fakes.machines import Life
-from fakes.workloads import ended, gone, job
+from fakes.workloads import ended, gone, job, pod
 from fakes.world import World, study
 from llem_operator.attempts import Ended, progress
+from llem_operator.cache import Shelf, lean_pod
 
 
 def play(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -35,8 +36,8 @@ def test_a_run_whose_pod_goes_after_the_pending_deadline_is_lost_and_goes_again(
         world.operator(lag_s=lag_s)
         await world.until(lambda: bool(world.machines.measuring))
         await asyncio.sleep(40)
-        (pod,) = world.server.all("pods")
-        world.server.delete("pods", "bench", pod["metadata"]["name"])
+        (doomed,) = world.server.all("pods")
+        world.server.delete("pods", "bench", doomed["metadata"]["name"])
         await world.until_over()
         assert outcomes(world) == [("Lost", "PodDeleted"), ("Completed", "ResultStored")]
 
@@ -52,11 +53,11 @@ def test_a_job_that_never_says_how_its_pod_ended_is_given_up() -> None:
         world.operator()
         await world.until(lambda: bool(world.machines.measuring))
         world.machines._end_job_without_pod = lambda _pod: None  # type: ignore[method-assign]  # no Job controller
-        (pod,) = world.server.all("pods")
-        world.server.delete("pods", "bench", pod["metadata"]["name"])
+        (doomed,) = world.server.all("pods")
+        world.server.delete("pods", "bench", doomed["metadata"]["name"])
         began = virtual_time.now()
         await world.until_over(limit_s=20000)
-        deadline_s = pod["spec"]["activeDeadlineSeconds"]
+        deadline_s = doomed["spec"]["activeDeadlineSeconds"]
         assert outcomes(world) == [("Lost", "PodDeleted")]
         assert virtual_time.now() - began < timedelta(seconds=deadline_s + 60 + 120 + 600 + 60)
 
@@ -68,3 +69,88 @@ def test_a_container_that_a_reboot_took_is_lost_with_its_node() -> None:
     found = progress(job(), gone(ended(137, reason="ContainerStatusUnknown")), [])
     assert isinstance(found, Ended)
     assert (found.outcome, found.reason, found.budget) == ("Lost", "NodeLost", "infrastructure")
+
+
+@pytest.mark.parametrize("infrastructure", [0, 3])
+def test_a_stored_result_whose_pod_went_unread_costs_no_budget(infrastructure: int) -> None:
+    """The runner ended well while no operator looked, and its pod was removed: the next attempt adopts the result."""
+
+    async def scenario() -> None:
+        world = World(lambda *_: Life(seconds=20))
+        retry = {"infrastructure": infrastructure}
+        world.server.create("energystudies", study(cycles=1, values=1, retry=retry))
+        operator = world.operator()
+        await world.until(lambda: bool(world.machines.measuring))
+        await asyncio.sleep(3)
+        operator.die()
+        await world.until(lambda: bool(world.machines.store))
+        await asyncio.sleep(3)
+        (read_by_nobody,) = world.server.all("pods")
+        world.server.remove("pods", ("bench", read_by_nobody["metadata"]["name"]))
+        world.operator()
+        await world.until_over()
+        assert outcomes(world) == [("Lost", "PodDeleted"), ("Completed", "ResultStored")]
+        assert not world.experiment()["status"].get("retriesUsed")
+        assert world.reason(world.study()) == "Completed"
+        assert len(world.machines.measured) == 1
+
+    play(scenario)
+
+
+def test_pods_that_always_go_unread_end_by_the_budget() -> None:
+    """Free of charge is only the first; something that removes every pod at its end must not keep a study going."""
+
+    async def scenario() -> None:
+        world = World(lambda *_: Life(seconds=20))
+        world.server.create("energystudies", study(cycles=1, values=1, retry={"infrastructure": 1}))
+
+        def over(plural: str, _change: str, obj: dict[str, Any]) -> bool:
+            return plural == "pods" and obj["status"].get("phase") == "Succeeded"
+
+        def remove(plural: str, change: str, obj: dict[str, Any]) -> None:
+            if over(plural, change, obj):  # as soon as its Job has counted it
+                virtual_time.later(0.41, world.server.remove, "pods", ("bench", obj["metadata"]["name"]))
+
+        world.server.watch(remove)
+        world.operator(lost=over)
+        await world.until_over()
+        assert outcomes(world) == [("Lost", "PodDeleted")] * 3
+        assert len(world.machines.measured) == 1
+
+    play(scenario)
+
+
+def test_a_deleted_pod_does_not_come_back_with_an_older_list() -> None:
+    """A list that was answered before the deletion arrives after its event; a later state of that name is another's."""
+    shelf, seen = Shelf(), lean_pod(pod(resourceVersion="8"))
+    assert shelf.put(seen)
+    assert shelf.bury(pod(resourceVersion="12"))
+    assert not shelf.put(seen)
+    assert not shelf.objects
+    assert shelf.put(lean_pod(pod(resourceVersion="14")))  # its labels had gone and are there again
+    assert not shelf.bury(pod("another"))
+    assert shelf.put(lean_pod(pod("another", uid="new")))
+
+
+@pytest.mark.parametrize("collected_s", [0.03, 0.45, 0.6])
+def test_the_next_attempt_does_not_wait_for_a_pod_that_is_gone(
+    collected_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Job is deleted by hand, and its pod goes while the operator's own list is on its way."""
+    monkeypatch.setattr(api_server, "COLLECTED_AFTER_S", collected_s)
+
+    async def scenario() -> None:
+        world = World(lambda _, attempt: Life(unschedulable="no node") if attempt == 1 else Life())
+        world.machines.pod_gone_after_s = 0.02
+        world.server.create("energystudies", study(cycles=1, values=1))
+        world.operator(lag_s=0.02, latency_s=0.1)
+        await world.until(lambda: bool(world.server.all("pods")))
+        await world.until(lambda: world.reason(world.experiment()) == "Unschedulable")
+        (first,) = world.server.all("jobs")
+        await asyncio.sleep(5)
+        world.server.delete("jobs", "bench", first["metadata"]["name"])
+        began = virtual_time.seconds()
+        await world.until(lambda: any(j["metadata"]["name"].endswith("-a2") for j in world.server.all("jobs")))
+        assert virtual_time.seconds() - began < 15  # ten of them are the pause before a retry
+
+    play(scenario)
