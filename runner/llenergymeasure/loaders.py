@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llenergymeasure.core import keys
+from llenergymeasure.core import keys, registry
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.resources import GROUP, PARTS, STUDY_CYCLES, body_of, boolean_n
@@ -67,7 +67,7 @@ def _manifest(data: Mapping[str, Any], source: str) -> Document:
 def apply_overrides(document: Document, overrides: Mapping[str, Any]) -> Document:
     """Lay dotted command-line values over a document; a value for a swept key replaces that axis, with a notice."""
     body = copy_tree(document.body)
-    notices = list(document.notices)
+    notices = [*document.notices, *_without_removed_backends(body, overrides.get("backend"))]
     sweep, entries = body.get("sweep"), body.get("experiments")
     for dotted, value in overrides.items():
         key = dotted.removeprefix("sweep.")
@@ -83,6 +83,31 @@ def apply_overrides(document: Document, overrides: Mapping[str, Any]) -> Documen
             if _names(entry, key):  # the command line wins over the file's entries, too
                 set_path(entry, key, value)
     return Document(body, document.study, document.source, tuple(notices))
+
+
+def _without_removed_backends(body: dict[str, Any], chosen: Any) -> list[str]:
+    """Take out axes and sections of backends that the command line removes from a study; a notice for each.
+
+    Only a choice among the file's own backends removes the others; with another one their keys are refused as ever.
+    """
+    sweep = body.get("sweep")
+    if not isinstance(sweep, dict) or not chosen:
+        return []
+    scoped = {key: str(key).partition(".")[0] for key in sweep}
+    written = body.get("backend")
+    known = set(written if isinstance(written, list) else [written] if written else scoped.values())
+    kept = set(chosen if isinstance(chosen, list) else [chosen])
+    removed = known & set(registry.backend_names()) - kept if kept <= known else set()
+    axes = [key for key, backend in scoped.items() if backend in removed]
+    sections = [name for name in body if name in removed]
+    for key in axes:
+        del sweep[key]
+    for name in sections:
+        del body[name]
+    runs = ", ".join(sorted(kept))
+    return [
+        f"{n}: is left out, as the command line runs {runs} alone" for n in [*(f"sweep.{k}" for k in axes), *sections]
+    ]
 
 
 def _names(entry: Any, dotted: str) -> bool:

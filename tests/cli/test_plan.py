@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cli.process import Ended, Planned, over, tree, write
+from cli.process import FAST, Ended, Planned, over, tree, write
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.identity import measurement_config_hash
 
@@ -118,6 +118,32 @@ def test_plan_says_what_a_run_would_refuse(
 
     assert ended.code == 0
     assert ended.err.count(f"note: llem run refuses this on this machine: {why}") == 1
+
+
+TWO_BACKENDS = {
+    "backend": ["pytorch", "synthetic"],
+    "energy": {"backend": "none"},
+    "sweep": {"precision": ["bf16", "fp16"], "pytorch.batch_size": [1, 8], "synthetic.batch_size": [1, 2, 4]},
+    "synthetic": {"batch_overhead_ms": 1},
+}
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["backends written", "backends implied"])
+def test_b_leaves_out_the_axes_of_the_other_backends(
+    planned: Callable[..., Planned], tmp_path: Path, *, written: bool
+) -> None:
+    """`-b` removes a backend from a study with all that only it can use, and says so."""
+    body = {k: v for k, v in over(FAST, TWO_BACKENDS).items() if written or k != "backend"}
+    file = tmp_path / "two.yaml"
+    file.write_text(json.dumps(body), encoding="utf-8")
+
+    found = planned(file, "-b", "pytorch")
+
+    assert [(c["backend"], c["precision"], c["pytorch"]["batch_size"]) for c in found.configs] == [
+        ("pytorch", precision, size) for precision in ("bf16", "fp16") for size in (1, 8)
+    ]
+    for key in ("sweep.synthetic.batch_size", "synthetic"):
+        assert f"note: {key}: is left out, as the command line runs pytorch alone\n" in found.notes
 
 
 def test_plan_of_what_can_run_has_no_such_note(tmp_path: Path, quick_llem: Quick) -> None:
