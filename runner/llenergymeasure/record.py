@@ -16,6 +16,7 @@ from llenergymeasure.core.result import (
     ExperimentResult,
     GeneratedText,
     IdleAsRead,
+    WarmupResult,
     latency_statistics,
 )
 from llenergymeasure.core.verdict import judge
@@ -25,6 +26,7 @@ NVML_NOTES = (
     "NVML power is accurate to about ±5 W per NVIDIA.",
     "Without calibration the absolute bound of GPU energy is ±10 %; comparisons on one GPU are better.",
 )
+NOT_TESTED = "warmup.convergence_detection is false: n_warmup passes were made and their latencies not judged"
 J_PER_KWH = 3.6e6
 OVER_ENERGY = (
     "energy_total_j",
@@ -63,7 +65,7 @@ def build(observed: Observation) -> ExperimentResult:
         sensors=judging.sensors(seen),
         work=judging.work(seen),
         flops=flops.count(seen.config, seen.facts, seen.weights.config, seen.lengths),
-        warmup=seen.warmup,
+        warmup=_warmup(seen),
         settle=seen.settle,
         warmup_excluded_samples=seen.warmup.iterations_completed if seen.warmup else 0,
         thermal=judging.thermal(seen, evidence.conditions),
@@ -86,7 +88,7 @@ def _notes(seen: Observation) -> list[str]:
 
 def _identity(seen: Observation) -> dict[str, Any]:
     lora = seen.config.lora
-    warm = seen.warmup is not None and seen.warmup.converged
+    warm = seen.warmup is not None and seen.warmup.converged is not False
     method: Literal["steady_state", "total"] = "steady_state" if warm else "total"
     offsets = (seen.window.start_s - seen.origin_s, seen.window.end_s - seen.origin_s)
     return {
@@ -106,6 +108,13 @@ def _identity(seen: Observation) -> dict[str, Any]:
         "phases": dict(seen.phases),
         "ignore_eos": seen.config.decoder.ignore_eos,
     }
+
+
+def _warmup(seen: Observation) -> WarmupResult | None:
+    """As it went; whether it converged is unknown where the configuration does not ask for it."""
+    if seen.warmup is None or seen.config.warmup.convergence_detection:
+        return seen.warmup
+    return seen.warmup.model_copy(update={"converged": None})
 
 
 def _tokens_and_speed(seen: Observation) -> dict[str, Any]:
@@ -262,6 +271,8 @@ def _null_reasons(seen: Observation, joules: Joules, energy: Mapping[str, Any]) 
             joules.reason or "no carbon intensity is known; set LLEM_CARBON_INTENSITY",
         ),
     }
+    if (warm := _warmup(seen)) is not None:
+        quantities["warmup.converged"] = (warm.converged, NOT_TESTED)
     return {name: reason for name, (value, reason) in quantities.items() if value is None}
 
 

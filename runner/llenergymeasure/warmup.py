@@ -22,7 +22,10 @@ NOT_WRITTEN_S = 0.5  # the newest ticks are not recorded yet
 def warm_up(
     config: ExperimentConfig, engine: InferenceEngine, batches: Sequence[tuple[Request, ...]], progress: Progress
 ) -> WarmupResult | None:
-    """Run the batch with the longest prompts again and again."""
+    """Run the batch with the longest prompts again and again.
+
+    `converged` is False only where that was tested and missed; a result says null where it was not tested (record.py).
+    """
     w = config.warmup
     if not w.enabled:
         return None

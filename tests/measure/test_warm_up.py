@@ -109,6 +109,25 @@ def test_the_longest_prompts_are_used_with_short_outputs(config: Config) -> None
     assert engine.seen == [BATCHES[1]]
 
 
+def test_without_detection_a_result_does_not_say_that_it_converged(run: Callable[..., Measured]) -> None:
+    """Nothing was tested: null with the reason, no warning, and the window counts as steady as ever."""
+    result = run(warmup={"n_warmup": 2}).result
+    assert result.warmup is not None
+    assert result.warmup.converged is None
+    assert result.null_reasons["warmup.converged"].startswith("warmup.convergence_detection is false: ")
+    assert result.measurement_methodology == "steady_state"
+    assert not any(w.startswith("warmup_not_converged") for w in result.measurement_warnings)
+
+
+def test_with_detection_a_result_says_that_it_converged(run: Callable[..., Measured]) -> None:
+    """Tested and met: true, and no reason beside it."""
+    settings = {"n_warmup": 5, "convergence_detection": True, "window_size": 3, "cv_threshold": 0.5}
+    result = run(warmup=settings, synthetic={"batch_overhead_ms": 5}).result
+    assert result.warmup is not None
+    assert result.warmup.converged is True
+    assert "warmup.converged" not in result.null_reasons
+
+
 def test_a_warm_up_that_is_off_makes_the_method_total(run: Callable[..., Measured]) -> None:
     """No warm-up, no steady state: nothing excluded, no window named as steady."""
     result = run(warmup={"enabled": False}).result

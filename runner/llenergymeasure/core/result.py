@@ -95,9 +95,9 @@ class FlopsResult(Record):
 
 
 class WarmupResult(Record):
-    """How the warm-up went; latencies per pass in ms."""
+    """How the warm-up went; latencies per pass in ms; `converged` null: nothing was tested, so many passes were made."""
 
-    converged: bool
+    converged: bool | None
     final_cv: float | None
     iterations_completed: int
     target_cv: float
