@@ -6,6 +6,7 @@ except for the gain of different boards.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from llenergymeasure.core.comparison import (
     in_blocks,
     log_mean,
 )
+from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import StudyError
 from llenergymeasure.core.plan import describe_all, make_plan
 from llenergymeasure.core.records import Record
@@ -49,6 +51,7 @@ Method = Literal["within_cycles", "different_sessions", "one_run_assumed", "one_
 SAME_WORK = ("model", "model_revision", "dataset", "dataset_sha256", "n", "max_input_tokens", "max_output_tokens")
 """What must be alike, or the two sides did different work; a name that is no field of the result is a setting."""
 
+_RUN_OF_STUDY = re.compile(r"/(?:runs/\d{5,}_c\d+_[^/]+|\d{5,}-[0-9a-f]{8}-c\d+(?:/a\d+)?)$")
 EARLIER_T = 1.96  # half-widths of a single run in results of version 2.0 as first released
 
 
@@ -59,6 +62,12 @@ class Configuration:
     config_hash: str
     summary: str
     runs: Mapping[int, ExperimentResult]
+    config: ExperimentConfig | None = None
+
+    @property
+    def pretended(self) -> bool:
+        """Whether its engine or its sensor is pretended."""
+        return any(r.synthetic for r in self.runs.values())
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,11 @@ class Side:
     def positions(self) -> list[int]:
         """The configurations that are meant."""
         return [*range(len(self.configurations))] if self.picked is None else [self.picked]
+
+    @property
+    def study_uri(self) -> str:
+        """Where the study lies that it is, or that it is a run of."""
+        return _RUN_OF_STUDY.sub("", self.uri)
 
 
 class Difference(Record):
@@ -143,7 +157,10 @@ def side_of(rebuilt: Rebuilt, name: str) -> Side:
     plan, summaries = make_plan(rebuilt.config), describe_all(rebuilt.config.experiments)
     hashes = {run.position: run.config_hash for run in plan.runs}
     runs = by_position(plan, rebuilt.by_index())
-    configurations = [Configuration(hashes[i], summary, runs.get(i, {})) for i, summary in enumerate(summaries)]
+    configurations = [
+        Configuration(hashes[i], summary, runs.get(i, {}), config)
+        for i, (summary, config) in enumerate(zip(summaries, rebuilt.config.experiments, strict=True))
+    ]
     return Side(name, rebuilt.place.uri, rebuilt.config.execution.cycle_order, configurations)
 
 
@@ -171,16 +188,7 @@ def compare(a: Side, b: Side) -> Comparison:
     chosen, claims, pairs = _within(a, b) if same_study else _across(a, b)
     for i, j in pairs:
         _refuse_itself(a, b, a.configurations[i], b.configurations[j])
-    found = [
-        Pair(
-            a_hash=a.configurations[i].config_hash,
-            b_hash=b.configurations[j].config_hash,
-            a_summary=a.configurations[i].summary,
-            b_summary=b.configurations[j].summary,
-            differences=[_difference(a, i, b, j, name, claims, same_study=same_study) for name in LOWER_IS_BETTER],
-        )
-        for i, j in pairs
-    ]
+    found = [_pair(a, i, b, j, claims, same_study=same_study) for i, j in pairs]
     compared = [(a.configurations[i], b.configurations[j]) for i, j in pairs]
     return Comparison(
         a=a.name,
@@ -189,8 +197,27 @@ def compare(a: Side, b: Side) -> Comparison:
         chosen=chosen,
         claims=claims,
         pairs=found,
-        caveats=caveats(compared, found, same_study=same_study),
+        caveats=[*_of_sessions(a, b), *caveats(compared, found)],
     )
+
+
+def _pair(a: Side, i: int, b: Side, j: int, claims: int, *, same_study: bool) -> Pair:
+    one, other = a.configurations[i], b.configurations[j]
+    names = _names(one, other) if 1 in (_size(a), _size(b)) or one.summary == other.summary else None
+    return Pair(
+        a_hash=one.config_hash,
+        b_hash=other.config_hash,
+        a_summary=names[0] if names else one.summary,
+        b_summary=names[1] if names else other.summary,
+        differences=[_difference(a, i, b, j, name, claims, same_study=same_study) for name in LOWER_IS_BETTER],
+    )
+
+
+def _names(one: Configuration, other: Configuration) -> list[str] | None:
+    """What tells two apart: the summary of either says only how it differs from the others of its own side."""
+    if one.config is None or other.config is None or one.config_hash == other.config_hash:
+        return None
+    return describe_all([one.config, other.config])
 
 
 def _refuse_itself(a: Side, b: Side, one: Configuration, other: Configuration) -> None:
@@ -248,6 +275,9 @@ def _difference(a: Side, i: int, b: Side, j: int, name: str, claims: int, *, sam
     """One quantity of the j-th configuration of B against the i-th of A."""
     one, other = a.configurations[i], b.configurations[j]
     unlike = different_things(name, (one.runs, other.runs))
+    if one.pretended != other.pretended:
+        which = "A is pretended, B was measured" if one.pretended else "A was measured, B is pretended"
+        unlike = f"pretended: {which}; neither says anything on the other"
     if unlike is not None:
         runs = [len(figures(c.runs, name)) for c in (one, other)]
         return Difference(quantity=name, a_runs=runs[0], b_runs=runs[1], reason=unlike)
@@ -373,11 +403,18 @@ def _with(known: Difference, interval: Interval) -> Difference:
     )
 
 
-def caveats(
-    compared: Sequence[tuple[Configuration, Configuration]], pairs: Sequence[Pair], *, same_study: bool
-) -> list[str]:
+def _of_sessions(a: Side, b: Side) -> list[str]:
+    """What was between the two sides that is in no interval."""
+    if a.uri == b.uri:
+        return []
+    if a.study_uri == b.study_uri:
+        return ["of one study, but not compared within its cycles: for that name its folder twice, each with #HASH"]
+    return ["measured in different sessions: what changed in between is in no interval"]
+
+
+def caveats(compared: Sequence[tuple[Configuration, Configuration]], pairs: Sequence[Pair]) -> list[str]:
     """What a reader must know before believing the answer."""
-    found = [] if same_study else ["measured in different sessions: what changed in between is in no interval"]
+    found = []
     methods = {d.method for p in pairs for d in p.differences}
     if "one_run_assumed" in methods:
         found.append("a side with one run: its run-to-run part is assumed, not measured; add cycles")

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llenergymeasure import ExperimentResult
 from llenergymeasure.comparing import Comparison, Configuration, Difference, Side, compare
 from llenergymeasure.comparison_text import answer, comparison_json, comparison_text
 from llenergymeasure.core.comparison import LATENCY
+from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import StudyError
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -364,6 +366,54 @@ def latency(mode: str, p50_ms: float = 400.0) -> dict[str, Any]:
     """Latencies that are all alike."""
     names = ("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "max_ms")
     return {"latency": {"mode": mode, "samples": 9, **dict.fromkeys(names, p50_ms)}}
+
+
+@pytest.mark.parametrize("lacking", ["A", "B"])
+@pytest.mark.parametrize("set_beside", [inside, between], ids=["of one study", "of two"])
+def test_the_joules_of_one_side_are_shown_where_the_other_has_none(
+    set_beside: Callable[[Configuration, Configuration], Comparison], lacking: str
+) -> None:
+    """One dash, not two: what was measured stands in the table."""
+    empty, full = configuration("aa", (None,) * 5), configuration("bb", B5)
+    found = energy(set_beside(empty, full) if lacking == "A" else set_beside(full, empty))
+    assert (found.a_mean, found.b_mean, found.ratio) == (
+        (None, pytest.approx(sum(B5) / 5), None) if lacking == "A" else (pytest.approx(sum(B5) / 5), None, None)
+    )
+
+
+@pytest.mark.parametrize(("pretended", "says"), [("A", "A is pretended, B was measured"),
+                                                 ("B", "A was measured, B is pretended")])  # fmt: skip
+def test_nothing_is_claimed_between_what_is_pretended_and_what_was_measured(pretended: str, says: str) -> None:
+    """No headline, no ratio, in no quantity; two pretended ones are compared as ever."""
+    one, other = (configuration(n, j, synthetic=x == pretended) for n, j, x in (("aa", A5, "A"), ("bb", B5, "B")))
+    found = between(one, other)
+
+    assert answer(found) == f"No claim about joules per output token: {says}; neither says anything on the other."
+    assert [(d.ratio, d.finding, d.better) for d in found.pairs[0].differences] == [(None,) * 3] * 3
+    both = between(configuration("aa", A5, synthetic=True), configuration("bb", B5, synthetic=True))
+    assert energy(both).better == "b"
+
+
+@pytest.mark.parametrize("places", [
+    ("s/runs/00000_c1_m-b_0000aaaa", "s/runs/00003_c1_m-b_0000bbbb"),
+    ("s3://k/s/00000-0000aaaa-c1/a1", "s3://k/s/00003-0000bbbb-c1/a2"),
+    ("s", "s/runs/00003_c1_m-b_0000bbbb"),
+], ids=["two folders", "two in a bucket", "a study and its run"])  # fmt: skip
+def test_two_runs_of_one_study_are_of_one_session_and_tell_apart(places: tuple[str, str]) -> None:
+    """Each alone looks like the other: their names say what differs, and no second session is made up."""
+    sides = []
+    for uri, (digest, batch) in zip(places, (("aa", 1), ("bb", 8)), strict=True):
+        config = ExperimentConfig.model_validate(
+            {"model": "m", "backend": "synthetic", "synthetic": {"batch_size": batch}}
+        )
+        alone = replace(configuration(digest, A5[:1]), summary="synthetic bf16", config=config)
+        sides.append(side(alone, uri=uri))
+
+    found = compare(*sides)
+
+    assert [(p.a_summary, p.b_summary) for p in found.pairs] == [("synthetic batch_size=1", "synthetic batch_size=8")]
+    assert not any("different sessions" in text for text in found.caveats)
+    assert found.caveats[0].startswith("of one study, but not compared within its cycles")
 
 
 @pytest.mark.parametrize("set_beside", [inside, between], ids=["of one study", "of two"])
