@@ -12,7 +12,7 @@ from typing import Any
 from llenergymeasure.core import keys, registry
 from llenergymeasure.core.config import ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import ConfigError
-from llenergymeasure.core.resources import GROUP, PARTS, STUDY_CYCLES, body_of, boolean_n
+from llenergymeasure.core.resources import GROUP, PARTS, STUDY_CYCLES, body_of, boolean_n, refuse_empty_sweep
 from llenergymeasure.core.sweep import copy_tree, deep_merge, expand, is_study, set_path
 from llenergymeasure.yaml_reading import parse_yaml, read_mapping
 
@@ -39,6 +39,7 @@ def document_of(data: Mapping[str, Any], path: Path, *, source: str) -> Document
     body = boolean_n(data, source=source)
     if body.get("base") is not None:
         body = _with_base(body, path)
+    refuse_empty_sweep(body, source=source)
     return Document(body, is_study(body), source)
 
 

@@ -170,6 +170,17 @@ CASES = {
         words=("run", "-m", "m", "-b", "pytroch", "-o", "out"),
         says=("backend", "'pytroch'", "pytorch, synthetic, tensorrt, vllm"),
     ),
+    "a sweep without a key": Case(
+        files={"c.yaml": {"sweep": {}}}, says=("sweep: is empty", "write key: [values] below it")
+    ),
+    "a sweep of nothing": Case(
+        files={"c.yaml": {"sweep": None}}, says=("sweep: is empty", "write key: [values] below it")
+    ),
+    "a namespace without a cluster": Case(
+        files={"c.yaml": {}},
+        words=("run", "c.yaml", "--namespace", "bench"),
+        says=("--namespace bench is for a cluster", "--runner kubernetes"),
+    ),
     "nothing to run": Case(words=("run", "-o", "out"), says=("nothing to run", "llem run -m builtin:smollm2-135m")),
     "unknown --set key": Case(
         files={"c.yaml": {}},

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llenergymeasure.core.config import ExperimentConfig, StudyConfig
+from llenergymeasure.core.config import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.core.errors import ConfigError
 from llenergymeasure.core.identity import measurement_config_hash
 from llenergymeasure.core.plan import make_plan
+from llenergymeasure.core.resources import STUDY_CYCLES
 from llenergymeasure.core.sweep import deep_merge, expand, set_path, study_of_one
 
 
@@ -190,6 +191,17 @@ def test_unclear_backend_is_an_error_that_says_what_to_write(body: dict[str, Any
     message = refusal(**body)
     assert "backend: " in message
     assert expected in message
+
+
+def test_an_unclear_backend_hides_no_other_mistake() -> None:
+    """A key that belongs to backends is told at once, though it is not known which one will run."""
+    message = refusal(sweep={"batch_size": [1, 8], "precison": ["bf16"], "vllm.max_num_seq": [1], "n": [1]}, vllm={})
+    assert "sweep.batch_size: belongs to a backend's section; write pytorch.batch_size" in message
+    assert "sweep.precison: unknown key; did you mean precision?" in message
+
+    message = refusal(sweep={"batch_size": [1, 8], "n": [1]})
+    assert "backend: is missing" in message
+    assert "sweep.batch_size: belongs to a backend's section" in message
 
 
 def test_backend_written_twice_runs_once() -> None:
@@ -523,3 +535,8 @@ def test_path_is_set_through_missing_and_scalar_parents() -> None:
     set_path(body, "dataset.synthetic.n", 5)
     set_path(body, "decoder.top_p", 0.5)
     assert body == {"dataset": {"synthetic": {"n": 5}}, "decoder": {"top_k": 1, "top_p": 0.5}}
+
+
+def test_the_reference_names_the_cycles_of_a_study() -> None:
+    """The model's default is that of a single experiment; the words beside it say what a study has."""
+    assert f"has {STUDY_CYCLES}." in (ExecutionConfig.model_fields["n_cycles"].description or "")

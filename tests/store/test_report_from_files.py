@@ -165,7 +165,9 @@ def test_result_of_another_study_is_refused(stored: Stored) -> None:
         pytest.param(b"{", "cannot be read", id="cut off"),
         pytest.param([], "must be a JSON object", id="a list"),
         pytest.param({"experiments": []}, "is not a study of this version", id="nothing in it"),
-        pytest.param({**RECORD, "design": {"modle": "m", "sweep": {}}}, "modle", id="a design of another version"),
+        pytest.param(
+            {**RECORD, "design": {"modle": "m", "sweep": {"n": [1]}}}, "modle", id="a design of another version"
+        ),
     ],
 )
 def test_broken_study_file_is_named(stored: Stored, content: Any, says: str) -> None:

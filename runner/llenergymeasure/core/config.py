@@ -91,7 +91,7 @@ class _Experiment(Part):
         description="Model to measure: a hub id, a local folder, or builtin:smollm2-135m.",
     )
     revision: str | None = Field(None, min_length=1, description="Hub revision (branch, tag or commit).")
-    backend: str = Field("pytorch", description="Inference engine.")
+    backend: str = Field("pytorch", description="Inference engine; a sweep names its own, unless its keys imply one.")
     precision: Precision = Field("bf16", description="Number format of the weights and activations.")
     dataset: str | SyntheticDataset = Field(
         "",
@@ -109,7 +109,9 @@ class _Experiment(Part):
     measurement: MeasurementConfig = Field(MeasurementConfig(), description="What the measured interval is.")
     output: OutputConfig = Field(OutputConfig(), description="What is kept beside the numbers; not hashed.")
     lora: LoraConfig | None = Field(None, description="Low-rank adapter.")
-    traffic: TrafficConfig | None = Field(None, description="Arrival schedule; unset: all requests at once.")
+    traffic: TrafficConfig | None = Field(
+        None, description="Arrival schedule; not supported yet: a run refuses it. Unset: all requests at once."
+    )
     passthrough_kwargs: dict[str, Any] | None = Field(
         None, description="Handed to the engine's constructor as is; no key may be a field of llem."
     )
@@ -226,7 +228,7 @@ CycleOrder = Literal["sequential", "interleaved", "shuffled", "latin_square"]
 class ExecutionConfig(Part):
     """How often and in which order a study's experiments run; not part of any identity."""
 
-    n_cycles: Int = Field(1, ge=1, le=1000, description="Repetitions of the whole set.")
+    n_cycles: Int = Field(1, ge=1, le=1000, description="Repetitions of the whole set; a study that names none has 3.")
     cycle_order: CycleOrder = Field(
         "shuffled",
         description="Order of runs: sequential AAABBB, interleaved ABABAB, shuffled (a new permutation in every "

@@ -66,6 +66,17 @@ def boolean_n(body: Mapping[Any, Any], *, source: str) -> dict[str, Any]:
     return found
 
 
+def refuse_empty_sweep(body: Mapping[str, Any], *, source: str) -> None:
+    """Refuse a sweep without a key in a file: it is unfinished. Axes that the command line takes out are another thing.
+
+    Raises:
+        ConfigError: The file has such a sweep.
+
+    """
+    if "sweep" in body and body["sweep"] in (None, {}):
+        keys.refuse(["sweep: is empty; write key: [values] below it, or remove it"], source=source)
+
+
 def _boolean_keys(data: Any, path: str = "") -> list[tuple[str, bool]]:
     if isinstance(data, Mapping):
         found = [(f"{path}{str(k).lower()}", k) for k in data if isinstance(k, bool)]
@@ -91,6 +102,7 @@ def body_of(manifest: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     body = boolean_n(spec[part], source=source)
     keys.refuse(_misplaced(spec, body, part, others), source=source)
     if kind == STUDY_KIND:
+        refuse_empty_sweep(body, source=source)
         body |= {"name": metadata.get("name") or "study"}
         body |= {"execution": spec["execution"]} if spec.get("execution") is not None else {}
     return body

@@ -95,7 +95,8 @@ def expand(body: Mapping[str, Any], *, source: str = "study", default_cycles: in
     problems += keys.credential_problems(dict(body))
     backends, unclear = _backends(fixed, sweep) if _has_sweep(body) and isinstance(sweep, Mapping) else ((), [])
     problems += unclear or [*_section_problems(fixed, backends, entries)]
-    problems += keys.sweep_problems(sweep, backends) if backends else []
+    if isinstance(sweep, Mapping):  # which backends run is unclear: each key is held against all of them
+        problems += keys.sweep_problems(sweep, backends or registry.backend_names()) if backends or unclear else []
     keys.refuse(problems, source=source)
     _refuse_too_many(sweep, backends, entries, source)
 
