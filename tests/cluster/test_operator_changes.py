@@ -12,6 +12,8 @@ from cluster.oracles import Recorder, end_state, sound
 pytestmark = pytest.mark.cluster
 
 SLOW: Object = {"energy": {"backend": "none"}, "synthetic": {"batch_overhead_ms": 2000}}
+LONG: Object = {"energy": {"backend": "none"}, "synthetic": {"batch_overhead_ms": 8000}}
+"""A run of about half a minute: it is not over before it is told to stop."""
 
 
 def several(count: int, layer: Object) -> Object:
@@ -44,7 +46,7 @@ def test_suspended_study_drains_and_resumes(bench: Bench) -> None:
 def test_study_suspended_at_once_stops_its_run_and_counts_nothing(bench: Bench) -> None:
     """Immediate: the pod is told to stop; resumed, another attempt measures, on nobody's budget."""
     with Recorder(bench.kube) as recorder:
-        bench.study("stop", SLOW, suspendPolicy="Immediate", retry={"infrastructure": 0})
+        bench.study("stop", LONG, suspendPolicy="Immediate", retry={"infrastructure": 0})
         name = bench.measuring("stop")["metadata"]["name"]
         bench.change("stop", suspend=True)
         bench.until("eexp", name, lambda c: reason(c) == "Suspended")

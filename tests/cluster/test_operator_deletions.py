@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ pytestmark = pytest.mark.cluster
 QUICK: dict[str, Any] = {"energy": {"backend": "none"}}
 SLOW = {**QUICK, "synthetic": {"batch_overhead_ms": 3000}}
 """A run of about ten seconds, so that there is time to delete it."""
+LONG = {**QUICK, "synthetic": {"batch_overhead_ms": 8000}}
+"""A run of about half a minute, so that there is time to delete four of them one by one."""
+TOLD_TO_STOP = {19, 143}
 NOWHERE = {**ON_THE_CPU, "nodeSelector": {"no": "such-node"}}
 
 
@@ -23,14 +27,54 @@ def four(layer: dict[str, Any]) -> dict[str, Any]:
     return {**layer, "experiments": [{"random_seed": n} for n in range(4)]}
 
 
+def pod_of(bench: Bench, experiment: str) -> str:
+    """The one pod of an experiment."""
+    (pod,) = (p["metadata"]["name"] for p in bench.pods(experiment))
+    return str(pod)
+
+
+def working(bench: Bench, experiment: str) -> str:
+    """Wait until the engine of a run works; give its pod."""
+    pod = pod_of(bench, experiment)
+    wait_for(lambda: '"warmup"' in bench.kube.ok("logs", pod))
+    return pod
+
+
+def hears(pod: str) -> bool:
+    """Whether the runner of a pod handles SIGTERM, which process 1 must do itself: from before its imports on."""
+    for process in processes_with("HOSTNAME", pod):
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+        return bool(int(status["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+def frozen(pod: str) -> list[int]:
+    """Hold the runner of a pod where it is, deaf to SIGTERM, as an engine in native code is; give its processes."""
+    processes: list[int] = wait_for(lambda: processes_with("HOSTNAME", pod))
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    return processes
+
+
+def exit_codes(recorder: Recorder) -> dict[str, int]:
+    """Pods whose runner has ended, each with its exit code."""
+    return {
+        pod["metadata"]["name"]: container["state"]["terminated"]["exitCode"]
+        for _, pod in recorder.changes("pods")
+        for container in pod["status"].get("containerStatuses", ())
+        if "terminated" in container["state"]
+    }
+
+
 def test_deleted_while_running(bench: Bench) -> None:
     """Pod killed, pod told to stop, Job or experiment deleted: one more attempt each, and one result."""
     with Recorder(bench.kube) as recorder:
-        bench.study("hands", four(SLOW), parallelism=4)
+        bench.study("hands", four(LONG), parallelism=4)
         names = [bench.measuring("hands", index)["metadata"]["name"] for index in range(4)]
         killed, told, job, experiment = names
-        bench.kube.ok("delete", "pod", bench.pods(killed)[0]["metadata"]["name"], "--grace-period=0", "--force")
-        bench.kube.ok("delete", "pod", bench.pods(told)[0]["metadata"]["name"], "--wait=false")
+        killed_pod, told_pod, _, _ = (working(bench, name) for name in names)
+        bench.kube.ok("delete", "pod", killed_pod, "--grace-period=0", "--force")
+        bench.kube.ok("delete", "pod", told_pod, "--wait=false")
         bench.kube.ok("delete", "job", f"{job}-a1", "--wait=false")
         bench.kube.ok("delete", "eexp", experiment, "--wait=false")
         study = bench.finished("hands")
@@ -41,6 +85,7 @@ def test_deleted_while_running(bench: Bench) -> None:
         stopped = (1, "Failed", "Terminated")
         assert ends[killed] in ([(1, "Lost", "PodDeleted"), done], [stopped, done])  # SIGTERM comes first, for a moment
         assert ends[told] == [stopped, done]
+        assert exit_codes(recorder)[told_pod] == 19
         assert ends[job] == [(1, "Lost", "JobDeleted"), done]
         assert ends[experiment][-1] == done
         assert ends[experiment][:-1] in ([], [(1, "Lost", "ExperimentDeleted")])
@@ -53,9 +98,8 @@ def test_killed_by_force_while_nobody_looked(bench: Bench) -> None:
     """The pod is gone and only its Job remembers that the container was killed: lost, not an engine that crashed."""
     bench.study("unseen", SLOW)
     name = bench.measuring("unseen")["metadata"]["name"]
-    (pod,) = (p["metadata"]["name"] for p in bench.pods(name))
-    for process in processes_with("HOSTNAME", pod):
-        os.kill(process, signal.SIGSTOP)  # deaf to SIGTERM, as an engine in native code is
+    pod = pod_of(bench, name)
+    frozen(pod)
     bench.scale(0)
     bench.kube.ok("delete", "pod", pod, "--grace-period=0", "--force")
     wait_for(lambda: bench.pods(name) == [])
@@ -103,8 +147,11 @@ def test_deleted_after_the_end(bench: Bench) -> None:
     bench.finished("over")
     bench.study("unread", SLOW)
     unread = bench.measuring("unread")["metadata"]["name"]
+    runner = frozen(pod_of(bench, unread))  # it must not end before the operator is gone
     with Recorder(bench.kube) as recorder:
         bench.scale(0)
+        for process in runner:
+            os.kill(process, signal.SIGCONT)
         done = ("wait", "job", f"{unread}-a1", "--for=condition=Complete", "--timeout=120s")
         bench.kube.ok(*done)
         bench.kube.ok("delete", "job", f"{unread}-a1", "--cascade=foreground")
@@ -133,8 +180,10 @@ def test_study_deleted_while_running(bench: Bench, cascade: str) -> None:
     """All of it goes, nothing is made again, its pods are told to stop."""
     name = f"gone-{cascade}"
     with Recorder(bench.kube) as recorder:
-        bench.study(name, four(SLOW), parallelism=2)
-        bench.until("est", name, lambda s: s["status"]["counts"]["running"] == 2)
+        bench.study(name, four(LONG), parallelism=2)
+        study = bench.until("est", name, lambda s: s["status"]["counts"]["running"] == 2)
+        pods = [p["metadata"]["name"] for p in bench.all("pods", **{"llem.dev/study": name})]
+        wait_for(lambda: all(map(hears, pods)))
         bench.delete("est", name, f"--cascade={cascade}", "--timeout=90s")
         wait_for(
             lambda: not any(bench.all(kind, **{"llem.dev/study": name}) for kind in ("eexp", "jobs", "pods")),
@@ -142,6 +191,10 @@ def test_study_deleted_while_running(bench: Bench, cascade: str) -> None:
         )
         changes = [what for what, o in recorder.changes("experiments") if o["metadata"]["name"].startswith(name)]
         assert (changes.count("ADDED"), changes.count("DELETED")) == (4, 4)
+        codes = {pod: code for pod, code in exit_codes(recorder).items() if pod.startswith(name)}
+        assert codes.keys() == set(pods)
+        assert set(codes.values()) <= TOLD_TO_STOP
+        assert bench.stored(study) == []
         assert orphans(bench) == []
 
 
@@ -150,6 +203,8 @@ def test_study_deleted_and_made_again_at_once(bench: Bench) -> None:
     with Recorder(bench.kube) as recorder:
         bench.study("twice", SLOW)
         old = bench.measuring("twice")
+        told = pod_of(bench, old["metadata"]["name"])
+        wait_for(lambda: hears(told))
         bench.kube.ok("delete", "est", "twice", "--wait=false")
         bench.study("twice", SLOW)
         study = bench.finished("twice")
@@ -158,5 +213,6 @@ def test_study_deleted_and_made_again_at_once(bench: Bench) -> None:
         assert child["metadata"]["uid"] != old["metadata"]["uid"]
         assert child["metadata"]["ownerReferences"][0]["uid"] == study["metadata"]["uid"]
         assert (reason(study), child["status"]["attempt"]) == ("Completed", 1)
+        assert exit_codes(recorder)[told] in TOLD_TO_STOP
         assert sound(bench, "twice") + doubled(recorder) + reopened(recorder) == []
     assert orphans(bench) == []
