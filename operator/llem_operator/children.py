@@ -40,7 +40,8 @@ class Child:
     hot: tuple[str, datetime] | None  # node and end of its last measurement, for the pause on that node
     untouched: bool  # no status was ever written: new, or made again after it was deleted by hand
     began: datetime | None  # when its last attempt was decided
-    ended: datetime | None
+    ended: datetime | None  # when its end was written
+    stopped: datetime | None  # when its last attempt ended, which may be long before
     next_after: datetime | None
     epoch: int
     deleting: bool
@@ -82,6 +83,7 @@ def child_of(experiment: Mapping[str, Any]) -> Child:
         untouched="observedGeneration" not in status,
         began=parse(rows[-1].get("created")) if rows else None,
         ended=parse(status.get("completionTime")),
+        stopped=parse(rows[-1].get("end")) if rows else None,
         next_after=retry_at(status) if state == "pending" else None,
         epoch=int(status.get("observedRetryEpoch") or 0),
         deleting="deletionTimestamp" in metadata,

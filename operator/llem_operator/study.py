@@ -175,14 +175,18 @@ class _Step:
         return tuple(WriteExperimentStatus(self._namespace, c.name, cancel) for c in pending)
 
     def _failures_in_a_row(self) -> list[Child]:
-        """Failures since the last completed run, oldest first; ends restored from memory have no time and no say."""
+        """Failures since the last completed run, in the order in which they became known.
+
+        Which came last is told by the ends of their attempts, not by when an operator looked. Ends restored from
+        memory have no time and no say.
+        """
         ended = [c for c in self._children.values() if c.ended and c.state in ("completed", "failed")]
         streak: list[Child] = []
-        for child in sorted(ended, key=lambda c: (c.ended or self._now, c.index), reverse=True):
+        for child in sorted(ended, key=lambda c: (c.stopped or c.ended or self._now, c.index), reverse=True):
             if child.state != "failed" or child.epoch < self._facts.epoch:
                 break
-            streak.insert(0, child)
-        return streak
+            streak.append(child)
+        return sorted(streak, key=lambda c: (c.ended or self._now, c.index))
 
     def starts(self, *, blocked: bool) -> tuple[tuple[WriteExperimentStatus, ...], datetime | None, str]:
         """Runs to start now; else when to look again and the reason in a word."""

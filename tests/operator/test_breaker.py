@@ -73,6 +73,29 @@ def test_after_a_wave_of_failures_one_probe_fails_and_the_rest_is_cancelled() ->
     play(scenario)
 
 
+@pytest.mark.parametrize("well", range(4))
+def test_what_ended_while_no_operator_looked_is_in_the_order_of_its_ends(well: int) -> None:
+    """One run of four ended well, then three failed: three in a row, in whatever order a new operator looks at them."""
+
+    async def scenario() -> None:
+        world = await begun(
+            lambda name, _: Life(16, seconds=30) if index(name) < 4 and index(name) != well else Life(seconds=20)
+        )
+        await world.until(lambda: len(world.machines.measuring) == 4)
+        world.operators[0].die()
+        world.spec({"suspend": True})  # so that nothing starts between two looks
+        await asyncio.sleep(60)
+        world.operator()
+        await world.until(lambda: all(e["status"]["finished"] for e in world.children()[:4]))
+        world.spec({"suspend": False})
+        await world.until_over()
+        seen = max(datetime.fromisoformat(world.experiment(i)["status"]["completionTime"]) for i in range(4))
+        assert (starts(world)[4] - seen).total_seconds() >= 60
+        assert world.study()["status"]["counts"]["completed"] == 9
+
+    play(scenario)
+
+
 def test_failures_restored_after_a_deletion_by_hand_do_not_trip_the_breaker() -> None:
     """Every other run failed; made again at one moment, these ends are not four in a row."""
 
