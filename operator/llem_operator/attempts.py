@@ -39,6 +39,7 @@ KILLED = 128 + 9  # by SIGKILL
 NOT_FOUND = "ContainerStatusUnknown"  # the kubelet makes up a code of 137 for a container that is not there
 NO_POD_S = 15  # a rejected pod is silent in the Job, so after this its Events are read
 LOST_MARGIN_S = 120
+LAST_PHASE_S = 30  # a kubelet that lives says a pod's last phase within this after its container has ended
 TAKEN_BACK = "the queueing system took the Job back"
 LOG_TAIL_CHARS = 2048
 MESSAGE_CHARS = 1024
@@ -90,6 +91,20 @@ def progress(job: Mapping[str, Any], pod: Mapping[str, Any] | None, events: Sequ
     if start is not None:
         return Running(start, unreachable=_unreachable(pod))
     return _waiting(pod, events)
+
+
+def all_said_at(job: Mapping[str, Any], pod: Mapping[str, Any] | None) -> datetime | None:
+    """Until when a container's code may not be all: why it was stopped the kubelet says with the pod's last phase.
+
+    None if nothing more can come: its container ended well, or its phase or its Job are final.
+    """
+    terminated = _terminated(pod) if pod is not None else None
+    if pod is None or not terminated or not ended_badly(pod) or _job_end(job):
+        return None
+    end = parse(terminated.get("finishedAt"))
+    if end is None or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return None
+    return end + timedelta(seconds=LAST_PHASE_S)
 
 
 def _job_end(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -170,6 +185,11 @@ def container_start(pod: Mapping[str, Any]) -> datetime | None:
 def container_ended(pod: Mapping[str, Any]) -> bool:
     """Whether the runner's container is over."""
     return _terminated(pod) is not None
+
+
+def ended_badly(pod: Mapping[str, Any]) -> bool:
+    """Whether the runner's container is over with another exit code than 0."""
+    return bool((_terminated(pod) or {}).get("exitCode"))
 
 
 def is_starting(pod: Mapping[str, Any]) -> bool:

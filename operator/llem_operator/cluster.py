@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from llem_operator.api import MERGE_PATCH, Api, ApiError, merge_patch
+from llem_operator.attempts import ended_badly, job_is_live
 from llem_operator.names import owner_uid
 from llenergymeasure.core.resources import (
     API_VERSION,
@@ -88,6 +89,10 @@ class Cluster:
         if job is not None and all(j["metadata"]["name"] != job for j in found):
             by_name = await self._get(_path("batch/v1", "jobs", namespace, job))
             found += [by_name] if by_name else []
+        stopped = {owner_uid(p) for p in pods.get("items") or [] if ended_badly(p)}
+        for n, each in enumerate(found):
+            if job_is_live(each) and each["metadata"]["uid"] in stopped:  # read before its pod: why may be told by now
+                found[n] = await self._get(_path("batch/v1", "jobs", namespace, each["metadata"]["name"])) or each
         return found, pods.get("items") or []
 
     async def events_of(self, namespace: str, uid: str) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from llem_operator.attempts import (
     Ended,
     Running,
     Waiting,
+    all_said_at,
     container_ended,
     job_is_live,
     lost_at,
@@ -205,6 +206,9 @@ def _attempting(facts: ExperimentFacts, row: Mapping[str, Any], now: datetime) -
     pod = _newest_pod(facts, job)
     state = progress(job, pod, facts.events)
     status = seen(facts.status, job, pod)
+    more = all_said_at(job, pod)
+    if more is not None and now < more:
+        return Decision(requeue_at=more)
     if isinstance(state, Ended):
         return end_attempt(facts, status, state, now)
     if _stop_at_once(facts):

@@ -9,10 +9,12 @@ import pytest
 
 from fakes import api_server, virtual_time
 from fakes.machines import Life
-from fakes.workloads import ended, gone, job, pod
-from fakes.world import World, study
+from fakes.workloads import condition, ended, gone, job, pod
+from fakes.world import Connection, Operator, World, study
 from llem_operator.attempts import Ended, progress
 from llem_operator.cache import Shelf, lean_pod
+from llem_operator.cluster import Cluster
+from llem_operator.timestamps import whole_seconds
 
 
 def play(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -152,5 +154,93 @@ def test_the_next_attempt_does_not_wait_for_a_pod_that_is_gone(
         began = virtual_time.seconds()
         await world.until(lambda: any(j["metadata"]["name"].endswith("-a2") for j in world.server.all("jobs")))
         assert virtual_time.seconds() - began < 15  # ten of them are the pause before a retry
+
+    play(scenario)
+
+
+def stopped(world: World, code: int) -> dict[str, Any]:
+    """The only pod, its container just ended by a signal, its phase not yet told: the kubelet's first patch."""
+    (found,) = world.server.all("pods")
+    state = ended(code)
+    state["terminated"]["finishedAt"] = whole_seconds(virtual_time.now())
+    container = {"name": "runner", "state": state, "imageID": "sha256:feed"}
+    world.server.edit(
+        "pods", "bench", found["metadata"]["name"], {"status": {"containerStatuses": [container]}}, status=True
+    )
+    return found
+
+
+DEADLINE = {"reason": "DeadlineExceeded", "message": "Pod was active on the node longer than the specified deadline"}
+EVICTED = {"reason": "Evicted", "conditions": [condition("DisruptionTarget", "True", "TerminationByKubelet")]}
+
+
+@pytest.mark.parametrize("code", [19, 137, 143])
+@pytest.mark.parametrize(
+    ("last_word", "reason"), [(DEADLINE, "TimedOut"), (EVICTED, "Disrupted")], ids=["deadline", "eviction"]
+)
+@pytest.mark.parametrize("after_s", [0.0, 3.0], ids=["at once", "a moment later"])
+def test_why_a_container_was_stopped_may_be_told_after_its_code(
+    code: int, last_word: dict[str, Any], reason: str, after_s: float
+) -> None:
+    """The kubelet withholds phase, reason and disruption while a container might run; they decide, not the code."""
+
+    async def scenario() -> None:
+        world = World(lambda *_: Life(seconds=1000))
+        world.server.create("energystudies", study(cycles=1, values=1, retry={"infrastructure": 0}))
+        world.operator()
+        await world.until(lambda: bool(world.machines.measuring))
+        await asyncio.sleep(20)
+        name = stopped(world, code)["metadata"]["name"]
+        await asyncio.sleep(after_s)
+        world.server.edit("pods", "bench", name, {"status": {"phase": "Failed", **last_word}}, status=True)
+        told = virtual_time.seconds()
+        await world.until_over()
+        assert virtual_time.seconds() - told < 3
+        assert outcomes(world) == [("Failed", reason)]
+
+    play(scenario)
+
+
+def test_a_kubelet_that_never_says_the_last_phase_is_not_waited_for() -> None:
+    """After half a minute the code is all that there is."""
+
+    async def scenario() -> None:
+        world = World(lambda *_: Life(seconds=1000))
+        world.server.create("energystudies", study(cycles=1, values=1))
+        world.operator()
+        await world.until(lambda: bool(world.machines.measuring))
+        await asyncio.sleep(20)
+        stopped(world, 16)
+        began = virtual_time.seconds()
+        await world.until_over()
+        assert 29 <= virtual_time.seconds() - began < 33
+        assert outcomes(world) == [("Failed", "EngineCrashed")]
+
+    play(scenario)
+
+
+def test_a_job_that_kueue_takes_back_between_two_lists_is_read_again() -> None:
+    """Jobs are listed before pods; the pod's code comes from a wish that the Job's first reading does not show."""
+
+    async def scenario() -> None:
+        world = World(lambda *_: Life(seconds=1000))
+        world.server.create("energystudies", study(cycles=1, values=1))
+        operator = world.operator()
+        await world.until(lambda: bool(world.machines.measuring))
+        operator.die()
+        (a_job,) = world.server.all("jobs")
+        name = a_job["metadata"]["name"]
+
+        def taken_back(_method: str, path: str, _body: Any) -> None:
+            if path.endswith("/pods"):
+                world.server.edit("jobs", "bench", name, {"spec": {"suspend": True}})
+                stopped(world, 19)
+
+        world.refuse = taken_back
+        cluster = Cluster(Connection(world, Operator(world)))
+        jobs, pods = await cluster.attempts("bench", world.experiment()["metadata"]["name"], name)
+        found = progress(jobs[0], pods[0], [])
+        assert isinstance(found, Ended)
+        assert (found.outcome, found.budget) == ("Preempted", "none")
 
     play(scenario)
