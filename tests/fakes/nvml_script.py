@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 FAKES = Path(__file__).resolve().parent
+AHEAD_S = 0.02  # readers take a new script within milliseconds
 SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
 
 
@@ -109,6 +110,17 @@ class Machine:
         partial.write_text(json.dumps({"driver": driver, "gpus": rows}), encoding="utf-8")
         partial.replace(self._file)
         self._monkeypatch.setenv("FAKE_NVML", str(self._file))
+
+    def draw(self, gpu: Gpu, watts: float) -> float:
+        """Let the one GPU draw so much from a moment on; wait for it and give it.
+
+        The script has the moment before it comes: a counter that was read meanwhile would have to go back.
+        """
+        at_s = time.monotonic() + AHEAD_S
+        gpu.power.append((at_s, watts))
+        self.play(gpu)
+        time.sleep(max(0.0, at_s - time.monotonic()))
+        return at_s
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:

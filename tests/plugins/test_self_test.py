@@ -11,6 +11,7 @@ import pytest
 
 from fakes import tick_generator as made
 from fakes.nvml_script import Gpu, Machine
+from fakes.patience import until_sure
 from llenergymeasure import self_test, sensor_cache
 from llenergymeasure.core import registry
 from llenergymeasure.core.contracts import EnergyRecord
@@ -63,23 +64,24 @@ def test_it_finds_the_scripts_beat_lag_and_cost(machine: Machine, short: None) -
               slow={"nvmlDeviceGetTotalEnergyConsumption": 0.002})  # fmt: skip
     machine.play(gpu)
 
-    def draw(watts: float) -> float:
-        gpu.power.append((time.monotonic(), watts))
-        machine.play(gpu)
-        return gpu.power[-1][0]
-
     def load(seconds: float) -> Burst:
-        start_s = draw(600.0)
+        start_s = machine.draw(gpu, 600.0)
         time.sleep(seconds)
-        return Burst(start_s, draw(120.0))
+        return Burst(start_s, machine.draw(gpu, 120.0))
 
-    found = self_test.examine(visible_devices()[0], 0, load=load, idle_s=1.0)
-    assert found.period_s == pytest.approx(0.05, rel=0.02)
-    assert found.lag.reason is None
-    assert found.lag.lag_s == pytest.approx(0.015, abs=0.005)
-    assert found.lag.ends >= 6
-    assert found.call_wall_s == pytest.approx(0.002, abs=0.003)
-    assert found.plateau_ratio == pytest.approx(1.0, abs=0.02)
+    def examined() -> SelfTest:
+        return self_test.examine(visible_devices()[0], 0, load=load, idle_s=1.0)
+
+    # a starved sampler reads too slowly to tell the ends of load
+    for found in until_sure(examined, lambda f: [f.lag.reason], starved=("ends of load", "standard uncertainty")):
+        assert found.period_s == pytest.approx(0.05, rel=0.02)
+        assert found.call_wall_s == pytest.approx(0.002, abs=0.003)
+        if found.plateau_ratio is not None:
+            assert found.plateau_ratio == pytest.approx(1.0, abs=0.02)
+        if found.lag.reason is None:
+            assert found.lag.lag_s == pytest.approx(0.015, abs=0.005)
+            assert found.lag.ends >= 6
+    assert found.plateau_ratio is not None
     assert found.jitter_load is not None
     assert found.jitter_s is not None
     assert found.jitter_s > 0
