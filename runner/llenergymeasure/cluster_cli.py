@@ -244,7 +244,10 @@ def results(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Compare the configurations of a study by what its runs have measured so far; copy the result files."""
+    """Compare the configurations of a study on a cluster by what its runs have measured so far; copy the result files.
+
+    For a folder of results on this machine: llem report.
+    """
     from llenergymeasure.export import check_target
 
     if export_csv is not None:

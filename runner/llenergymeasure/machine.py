@@ -46,7 +46,7 @@ def _user_section() -> list[str]:
         return [
             f"user config: {path}",
             f"  BROKEN: {err}",
-            "  every other command refuses it; mend or delete the file",
+            "  every other command refuses it; mend what is named above",
         ]
     values = flatten(user.model_dump())
     standard = flatten(UserConfig().model_dump())
@@ -69,7 +69,9 @@ def _energy(name: str) -> str:
     found = registry.energy_source(name).availability()
     if not found.ok:
         return f"not available: {found.reason}; {found.fix}"
-    return "ready (pretended, for tests)" if registry.energy_source(name).KIND == "simulated" else "ready"
+    if registry.energy_source(name).KIND == "simulated":
+        return "ready (pretended, for tests)"
+    return "ready" if visible_devices() else "host energy only: no GPU is visible, so no joules of a run"
 
 
 def _builtin() -> str:

@@ -129,13 +129,15 @@ def _name(flag: str | None, written: Any, source: str, kind: str) -> tuple[str, 
         chosen = legal_name(str(written), LIMITS[kind], where=f"{source}: name")
         return chosen, [] if chosen == written else [f"name: {written!r} is {chosen} on the cluster"]
     chosen = legal_name(Path(source.partition(" (")[0]).stem, LIMITS[kind], where=source)
-    return chosen, [f"name: the file has none, so it is {chosen}, after the file; --name chooses another"]
+    return chosen, [f"name: the file has none, so it is {chosen}, after the file; llem apply --name chooses another"]
 
 
 def refuse_name(name: str) -> None:
     """Raise ConfigError for a word that can be no object's name, before kubectl reads it as something else."""
     if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", name):
-        raise ConfigError(f"{name!r} can be no name on a cluster: those are lower case letters, digits, - and .")
+        local = Path(name).exists()
+        hint = f"; for results on this machine: llem report {name}" if local or "/" in name else ""
+        raise ConfigError(f"{name!r} can be no name on a cluster: those are lower case letters, digits, - and .{hint}")
 
 
 def legal_name(written: str, limit: int, *, where: str = "name") -> str:

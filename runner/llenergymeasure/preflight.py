@@ -105,10 +105,19 @@ def engine_problems(config: ExperimentConfig) -> list[LLEMError]:
     if config.measurement.window == "saturated" and not registry.is_continuous(name, config.section):
         problems.append(
             BackendMissingError(
-                f"measurement.window: saturated needs continuous batching, which backend {name} has not; use passes"
+                f"measurement.window: saturated needs continuous batching, which {_way_to_continuous(name)}"
             )
         )
     return problems
+
+
+def _way_to_continuous(name: str) -> str:
+    settings = registry.backend_settings(name)
+    if "batching" in settings.model_fields and registry.is_continuous(
+        name, settings.model_validate({"batching": "continuous"})
+    ):
+        return f"is off; set {name}.batching=continuous, or use passes"
+    return f"backend {name} has not; use passes"
 
 
 def hardware_problems(config: ExperimentConfig, environ: Mapping[str, str] | None = None) -> list[LLEMError]:

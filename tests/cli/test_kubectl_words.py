@@ -90,3 +90,9 @@ def test_names_that_kubectl_might_read_as_something_else_never_reach_it(name: st
     """A name is letters, digits, - and .; an option or a list is none."""
     with pytest.raises(ConfigError):
         refuse_name(name)
+
+
+def test_a_folder_is_no_name_and_the_refusal_names_the_command_for_it() -> None:
+    """Results on this machine are read by `llem report`."""
+    with pytest.raises(ConfigError, match=r"on this machine: llem report results/simulated_2026"):
+        refuse_name("results/simulated_2026")

@@ -32,6 +32,8 @@ def test_config_says_what_is_there_and_how_to_get_the_rest(
     assert "not part of this version" in lines["vllm"]
     assert "not available" in lines["nvml"]
     assert "run on an NVIDIA GPU" in lines["nvml"]
+    assert "no GPU is visible" in lines["zeus"]
+    assert "host energy only: no GPU is visible" in lines["codecarbon"]
     assert "none visible" in ended.out
     assert f"{os.environ['HOME']}/{USER_FILE} (not there: defaults)" in ended.out
     assert heavy_imports() == []
@@ -93,6 +95,9 @@ def test_malformed_environment_is_refused_by_name(tmp_path: Path, quick_llem: Qu
     assert ended.code == 2
     assert len(ended.errors) == 1
     assert value in ended.err
+    shown = quick_llem("config", env={variable: value})
+    assert "mend what is named above" in shown.out  # it is no line of the file, which need not be there
+    assert variable in shown.out or value in shown.out
 
 
 def test_users_results_folder_and_verbosity_are_respected(tmp_path: Path, quick_llem: Quick) -> None:

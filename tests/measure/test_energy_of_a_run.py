@@ -1,12 +1,15 @@
 """Energy of a whole run with a pretended counter, and of runs that have none: numbers, reasons, verdicts."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llenergymeasure.core import registry
 from llenergymeasure.core.errors import PreFlightError, run_exit_code
 from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.energy import zeus
 from llenergymeasure.measure import Measured
 from llenergymeasure.user_config import cache_dir
 
@@ -102,12 +105,28 @@ def test_a_source_that_was_named_must_work(
     assert [e["phase"] for e in events] == ["preflight"]
 
 
+def test_zeus_without_a_gpu_and_without_rapl_is_refused(
+    run: Run, machine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It could give nothing: refused before anything is loaded, not after a window of a minute."""
+    machine.play()
+    monkeypatch.setattr(zeus, "RAPL", (str(tmp_path / "none"),))
+    with pytest.raises(PreFlightError, match="no GPU is visible, and this host has no RAPL counter; run on an NVIDIA"):
+        run(energy={"backend": "zeus"})
+    monkeypatch.setattr(zeus, "RAPL", (str(tmp_path),))
+    assert zeus.Source().availability().ok
+
+
 @pytest.mark.parametrize("name", ["zeus", "codecarbon"])
 def test_a_named_source_without_a_gpu_measures_the_host_only(
     name: str, child: Callable[..., ExperimentResult], machine: Any
 ) -> None:
     """The real library on a machine without a GPU: GPU energy null with a reason, host energy apart or null."""
     machine.play()
+    if not registry.energy_source(name).availability().ok:
+        pytest.skip(
+            "this host has no RAPL counter, so Zeus refuses: test_zeus_without_a_gpu_and_without_rapl_is_refused"
+        )
     result = child(energy={"backend": name}, measurement={"min_duration_seconds": 0.3})
     assert result.energy_total_j is None
     assert "no GPU is visible" in result.null_reasons["energy_total_j"]

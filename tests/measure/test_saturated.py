@@ -207,5 +207,9 @@ def test_saturated_needs_continuous_batching(config: Callable[..., ExperimentCon
     """Static batches cannot be measured so; pre-flight says it."""
     (problem,) = preflight.engine_problems(config(measurement={"window": "saturated"}))
     assert "continuous batching" in str(problem)
+    assert "synthetic.batching=continuous" in str(problem)
+    static = config(backend="pytorch", model="x", measurement={"window": "saturated"})
+    (problem,) = [p for p in preflight.engine_problems(static) if "saturated" in str(p)]
+    assert "backend pytorch has not; use passes" in str(problem)
     fields = {"measurement": {"window": "saturated"}, "synthetic": {"batching": "continuous"}}
     assert preflight.engine_problems(config(**fields)) == []

@@ -95,7 +95,7 @@ class FlopsResult(Record):
 
 
 class WarmupResult(Record):
-    """How the warm-up went; latencies per pass in ms; `converged` null: nothing was tested, so many passes were made."""
+    """How the warm-up went; latencies per pass in ms; `converged` null: that was not tested."""
 
     converged: bool | None
     final_cv: float | None

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -27,6 +28,7 @@ USUAL_TICK_S = 0.1  # of current data-centre GPUs, should our series not know it
 MAIN_WINDOW = "window"
 FAULTS = ("counter_reset", "counter_constant", "sample_gap")  # of the counter or the machine, so of Zeus' joules, too
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+RAPL = ("/sys/class/powercap/intel-rapl", "/zeus_sys/class/powercap/intel-rapl")  # where Zeus looks; in a container
 
 
 @contextmanager
@@ -69,10 +71,16 @@ class Source:
         self._host_j: float | None = None
 
     def availability(self) -> Availability:
-        """Needs the library; without a GPU it still reads the host's RAPL counters where there are some."""
+        """Needs the library, and GPUs or, for the host's energy alone, the host's RAPL counters."""
         if importlib.util.find_spec("zeus") is None:
             return Availability(False, "zeus is not installed", 'pip install "llenergymeasure[zeus]"')
-        return counter_availability() if visible_devices() else Availability(True)
+        if visible_devices():
+            return counter_availability()
+        if any(Path(folder).exists() for folder in RAPL):
+            return Availability(True)
+        return Availability(
+            False, "no GPU is visible, and this host has no RAPL counter", "run on an NVIDIA GPU with its driver"
+        )
 
     def devices(self) -> tuple[Device, ...]:
         """Visible GPUs."""
