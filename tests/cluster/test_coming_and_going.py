@@ -52,7 +52,7 @@ def test_a_second_up_is_quick_and_changes_nothing(own_name: tuple[str, ...]) -> 
     before = status(*own_name)
     begin = time.monotonic()
     assert "already up" in run_cluster("up", *own_name)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
     assert status(*own_name) == before
 
 

@@ -154,7 +154,7 @@ def test_deleted_pod_that_waits_ends_with_19(runner: Runner) -> None:
     began = datetime.now(UTC)
     runner.kubectl("delete", "-n", runner.namespace, f"pod/{name}", "--timeout=50s")
 
-    assert datetime.now(UTC) - began < timedelta(seconds=20)
+    assert datetime.now(UTC) - began < timedelta(seconds=45)  # of 60 s of grace
     failures = Path(runner.store.folder).glob(f"{runner.store.bucket}/{runner.namespace}/**/failure.json")
     (noted,) = [json.loads(p.read_bytes()) for p in failures]
     assert (noted["error"]["exit_code"], noted["error"]["phase"]) == (19, "gap")

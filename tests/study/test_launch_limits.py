@@ -32,17 +32,17 @@ def test_hanging_child_is_killed_with_its_whole_group(child: Child, fast: Experi
         run(fast, timeout_s=0.5)
 
     assert "execution.experiment_timeout_seconds" in str(caught.value)
-    assert time.monotonic() - began_s < 15
+    assert time.monotonic() - began_s < 60  # it would have slept ten minutes
     assert len(child.pids) == 2
-    wait_until(lambda: not any(map(alive, child.pids)), limit_s=5)
+    wait_until(lambda: not any(map(alive, child.pids)), limit_s=30)
 
 
 def test_timeout_counts_from_the_engines_load(child: Child, fast: ExperimentConfig) -> None:
     """A slow download does not use up the experiment's time: the clock starts when the engine loads."""
-    child.does('phase("download"); time.sleep(1.5); phase("load"); phase("window"); sys.exit(0)')
+    child.does('phase("download"); time.sleep(3.5); phase("load"); phase("window"); sys.exit(0)')
 
     with pytest.raises(RunFailedError, match="no result"):  # not a timeout
-        run(fast, timeout_s=1.0)
+        run(fast, timeout_s=3.0)
 
 
 def test_real_hang_is_a_timeout_in_its_phase() -> None:
@@ -83,10 +83,10 @@ def test_limit_of_one_phase(
 
 def test_limit_of_one_phase_does_not_count_the_next(child: Child, fast: ExperimentConfig) -> None:
     """The limit of a phase ends with it."""
-    child.does('phase("download"); phase("environment"); time.sleep(1); sys.exit(0)')
+    child.does('phase("download"); phase("environment"); time.sleep(3.5); sys.exit(0)')
 
     with pytest.raises(RunFailedError, match="no result"):  # not a timeout
-        launch.run_in_subprocess(fast, limits=Limits(60, {"download": 0.5}), on_event=print)
+        launch.run_in_subprocess(fast, limits=Limits(60, {"download": 3.0}), on_event=print)
 
 
 @pytest.mark.parametrize(
