@@ -212,7 +212,8 @@ def _ratio(best: Ranked, rival: Ranked, quantity: str, pair: PairComparison | No
         times, low, high = _other_to_best(pair, best)
     span = f" (95 %: {number(low, 4)} to {number(high, 4)})" if low is not None and high is not None else ""
     what = "the energy per output token" if quantity == ENERGY else "the output tokens/s"
-    return f"{rival.experiment.summary}, has {number(times, 4)} times {what}{span}"
+    how = "" if pair is None else ", compared cycle by cycle,"
+    return f"{rival.experiment.summary}, has{how} {number(times, 4)} times {what}{span}"
 
 
 def _other_to_best(pair: PairComparison, best: Ranked) -> tuple[float, float, float]:

@@ -125,9 +125,20 @@ def draw_frontier(frontier: Frontier) -> "Figure":
         axes.set(xlabel=frontier.x_label, ylabel=frontier.y_label)
         _logarithmic_if_wide(axes, frontier)
         axes.margins(0.1)
+        _from_zero(axes)
         figure.draw_without_rendering()
         _number_points(axes, frontier)
         return figure
+
+
+def _from_zero(axes: "Axes") -> None:
+    """Nothing below zero is shown where no figure is: speeds, times and joules have none."""
+    for limits, change, values in (
+        (axes.get_xlim(), axes.set_xlim, axes.dataLim.intervalx),
+        (axes.get_ylim(), axes.set_ylim, axes.dataLim.intervaly),
+    ):
+        if limits[0] < 0 <= values[0]:
+            change(0, limits[1])
 
 
 def _logarithmic_if_wide(axes: "Axes", frontier: Frontier) -> None:

@@ -91,6 +91,7 @@ def html_text(studies: Sequence[Rebuilt], *, now: datetime) -> str:
         headline=head,
         table=table,
         latency_of=latency_of,
+        relative_of="rel. J/token" if head.quantity == ENERGY else "rel. speed",
         has={name: any(getattr(row, name) != DASH for row in table) for name in ("energy", "power")}
         | {"cycles": len({row.cycles for row in table}) > 1},
         banners=report_content.banners(told),
@@ -118,12 +119,18 @@ def _render(**content: Any) -> str:
         autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["breakable"] = lambda name: markupsafe.Markup(_breakable(markupsafe.escape(printable(name))))  # noqa: S704  (escaped just before)
+    environment.filters |= {"counted": counted, "sentence": _sentence}
     return environment.from_string(source).render(**content)
 
 
 def _breakable(escaped: str) -> str:
     """Lines may break inside a long name where its parts meet."""
     return re.sub(r"(?<=[./])(?=\w)", "<wbr>", escaped)
+
+
+def _sentence(text: str) -> str:
+    """Its first letter as a sentence begins; a key of the configuration is written as it is."""
+    return text if re.match(r"[a-z_]+[._]\w", text) else text[:1].upper() + text[1:]
 
 
 def _printable(value: object) -> object:

@@ -120,6 +120,8 @@ def limits(dots: Sequence[Dot]) -> tuple[float, float]:
     low = min(d.mean - (d.half_width or 0.0) for d in dots)
     high = max(d.mean + (d.half_width or 0.0) for d in dots)
     start = 0.0 if low > 0 and low < 0.5 * high else low - 0.25 * ((high - low) or abs(high) or 1.0)
+    if min(d.mean for d in dots) > 0:  # an interval may reach below zero, a figure does not
+        start = max(0.0, start)
     return start, high + 0.04 * (high - start or 1.0)
 
 

@@ -61,7 +61,7 @@ def _comparison(order: Sequence[Ranked], results: Sequence[ExperimentResult], la
     fastest = max((s for r in beside if (s := r.mean(SPEED)) is not None), default=0.0)
     rows = [_cells(r, fastest if r in beside else None, [] if labels is None else [labels[r.study]]) for r in order]
     head = ["configuration", *([] if labels is None else ["study"])]
-    columns = ["tokens/s", "relative", f"{latency_of(results)} p50 (ms)", "J/token", "verdict"]
+    columns = ["tokens/s", "rel. speed", f"{latency_of(results)} p50 (ms)", "J/token", "verdict"]
     lines = [grid([*head, *columns], rows, left=len(head)), *_why_not(results)]
     without = left_out(r.experiment for r in order)
     return "\n".join([*lines, "", without] if without else lines)
@@ -73,11 +73,16 @@ def _cells(ranking: Ranked, fastest: float | None, study: Sequence[str]) -> list
         ranking.experiment.summary,
         *study,
         _with_interval(ranking, SPEED),
-        f"{speed / fastest:.2f}x" if fastest and speed is not None else DASH,
+        _times(speed / fastest) if fastest and speed is not None else DASH,
         number(ranking.mean(LATENCY)),
         _with_interval(ranking, ENERGY),
         ranking.verdict,
     ]
+
+
+def _times(ratio: float) -> str:
+    """A share of the fastest one's speed: two decimals, of a very slow one two digits."""
+    return f"{ratio:.2f}x" if ratio >= 0.1 else f"{number(ratio, 2)}x"
 
 
 def _why_not(results: Sequence[ExperimentResult]) -> list[str]:
@@ -113,7 +118,7 @@ def single(result: ExperimentResult) -> str:
         *_by_phase(result),
         (
             "window (s)",
-            f"{result.duration_s:.2f}, {result.requests} requests, {result.output_tokens} output tokens",
+            ", ".join([f"{result.duration_s:.2f}", *_work(result)]),
         ),
         (f"{latency_of([result])} p50 (ms)", number(result.latency.p50_ms if result.latency else None)),
         *_rests_on(result),
@@ -122,6 +127,10 @@ def single(result: ExperimentResult) -> str:
     width = max(len(k) for k, _ in lines)
     text = [f"{k.ljust(width)}  {v}" for k, v in lines]
     return "\n".join([*text, *_why_not([result]), *notes([result])])
+
+
+def _work(result: ExperimentResult) -> list[str]:
+    return [counted(result.requests, "request"), counted(result.output_tokens, "output token")]
 
 
 def _with_width(value: float | None, relative: float | None) -> str:

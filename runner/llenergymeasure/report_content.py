@@ -28,7 +28,7 @@ OWN_LINE = ("nvidia-", "llenergymeasure")  # beginnings of packages that are not
 
 @dataclass(frozen=True)
 class TableRow:
-    """A configuration in the ranked table, every cell as shown; `relative` is the ratio to the best one's figure."""
+    """A configuration in the ranked table, every cell as shown; `relative` is to the best, in the figure that ranks."""
 
     rank: int
     study: str

@@ -40,7 +40,7 @@ def test_table_compares_configurations_over_cycles() -> None:
 
     head = lines[0].split("  ")
     assert [c.strip() for c in head if c.strip()] == [
-        "configuration", "tokens/s", "relative", "latency p50 (ms)", "J/token", "verdict",
+        "configuration", "tokens/s", "rel. speed", "latency p50 (ms)", "J/token", "verdict",
     ]  # fmt: skip
     assert lines[2].startswith("synthetic n=20 precision=bf16")
     assert "0.1 ± 0.13" in lines[2]

@@ -54,7 +54,7 @@ def test_summary_goes_to_stdout_and_progress_to_stderr(single: Finished, study: 
     """Redirecting stdout keeps the numbers; what is only of interest while it runs is on stderr."""
     assert re.search(r"^output tokens/s +[\d.]+$", single.ended.out, re.MULTILINE)
     assert "verdict" in single.ended.out
-    assert "tokens/s  relative" in study.ended.out
+    assert "tokens/s  rel. speed" in study.ended.out
     assert "2 of 4 runs completed, 2 failed, 1 combination skipped" in study.ended.out
     assert single.ended.err == "note: energy by simulated on 1 GPU; a window of one pass\n"  # said before it starts
     assert re.findall(r"^\[(\d)/4\]", study.ended.err, re.MULTILINE) == ["1", "2", "3", "4"]

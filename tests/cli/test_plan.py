@@ -81,6 +81,12 @@ def test_plan_for_people_shows_grid_counts_and_duration(
     assert "fp99" in ended.err
 
 
+def test_one_skipped_combination_is_one(tmp_path: Path, quick_llem: Quick) -> None:
+    """A single one is spoken of in the singular."""
+    ended = quick_llem("plan", write(tmp_path, over(STUDY, {"sweep": {"n": [2]}})))
+    assert "note: 1 combination is skipped:" in ended.err
+
+
 @pytest.mark.parametrize("body", [pytest.param({}, id="experiment"), pytest.param(STUDY, id="study")])
 @pytest.mark.parametrize(
     "words", [["run", "--dry-run"], ["run", "--dry-run", "-o", "out"], ["plan"]], ids=["dry run", "with -o", "plan"]

@@ -52,6 +52,13 @@ def test_fewest_joules_come_first() -> None:
     assert rows(found)[2][2] == "1.00x"
 
 
+def test_a_very_slow_one_still_has_a_share_of_the_speed() -> None:
+    """Its share of the fastest one's speed is never 0.00x, and the column says that it is one of speed."""
+    table = report.comparison([statistics("a", joules=1.0, speed=1000), statistics("b", joules=2.0, speed=1.2)], [])
+    assert [r[2] for r in rows(table)] == ["1.00x", "0.0012x"]
+    assert re.split(r" {2,}", table.splitlines()[0])[2] == "rel. speed"
+
+
 def test_without_energy_the_fastest_comes_first() -> None:
     """Without energy speed ranks, and the missing number is a dash, never a zero."""
     found = report.comparison(

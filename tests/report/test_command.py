@@ -14,7 +14,7 @@ def test_several_folders_give_one_table_and_one_page(tmp_path: Path) -> None:
     ended = llem("report", "first", "second", "-o", "page.html", cwd=tmp_path)
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
-    assert lines[0].split() == ["configuration", "study", "tokens/s", "relative", "batch", "p50", "(ms)", "J/token", "verdict"]  # fmt: skip
+    assert lines[0].split() == ["configuration", "study", "tokens/s", "rel.", "speed", "batch", "p50", "(ms)", "J/token", "verdict"]  # fmt: skip
     assert [line.split()[2] for line in lines[2:7]] == ["second", "first", "first", "second", "second"]
     assert "best: synthetic batch_size=1, 0.4 ± 0.01 J per output token" in ended.out
     assert "first: 6 of 6 runs completed, 0 failed, 0 combinations skipped" in lines

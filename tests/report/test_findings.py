@@ -121,7 +121,7 @@ def test_headline_gives_figure_interval_and_the_next_one() -> None:
     assert found.interval is not None
     assert found.interval.meaning == "95 % interval over 3 cycles"
     assert found.sureness == (
-        "The next, config b, has 1.5 times the energy per output token (95 %: 1.45 to 1.55).",
+        "The next, config b, has, compared cycle by cycle, 1.5 times the energy per output token (95 %: 1.45 to 1.55).",
         "It differs from every other configuration by more than chance explains.",
         "With these cycles a difference of 1.2 % or more is found in four cases of five.",
     )
@@ -132,7 +132,9 @@ def test_comparison_the_other_way_round_is_turned() -> None:
     turned = pair("b", 0.5, "lower").model_copy(update={"a_hash": "b", "b_hash": "a", "ratio_low": 0.4})
     told = study(configuration("a", 2.0), configuration("b", 4.0), comparisons=[compared(turned)])
     assert (
-        headline([Told(told, [])]).sureness[0].endswith("has 2 times the energy per output token (95 %: 1.818 to 2.5).")
+        headline([Told(told, [])])
+        .sureness[0]
+        .endswith("cycle by cycle, 2 times the energy per output token (95 %: 1.818 to 2.5).")
     )
 
 
@@ -258,7 +260,7 @@ def test_what_holds_in_one_study_is_not_said_of_all() -> None:
 
     assert told[:3] == (
         "The next, config a, has 1.01 times the energy per output token, in another study.",
-        "The second of its own study, config b, has 6 times the energy per output token (95 %: 5.95 to 6.05).",
+        "The second of its own study, config b, has, compared cycle by cycle, 6 times the energy per output token (95 %: 5.95 to 6.05).",
         "It differs from every other configuration of its study by more than chance explains.",
     )
 

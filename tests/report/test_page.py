@@ -48,7 +48,7 @@ def test_headline_is_the_best_configuration_with_its_interval(usual: Rebuilt) ->
         f"Best: synthetic batch_size=1 {number(mean)} ± {number(statistic.half_width_95, 2)} "
         "J per output token 95 % interval over 3 cycles"
     )
-    assert "The next, synthetic batch_size=2, has 1." in box.text
+    assert "The next, synthetic batch_size=2, has, compared cycle by cycle, 1." in box.text
 
 
 def test_order_and_figures_are_those_of_the_terminal(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_estimates_are_shown_and_not_ranked(tmp_path: Path) -> None:
 
     assert page.all("section", "headline")[0].text.startswith("Best: synthetic batch_size=2 ")
     assert [last[column].endswith("(estimate)") for column in ("J/token", "power, W")] == [True, True]
-    assert last["relative"] == "-"
+    assert last["rel. J/token"] == "-"
     assert "estimates beside valid runs: 1 of 3 runs of synthetic batch_size=2." in page.all("div", "alert")[0].text
     assert "Ranks 1 to 2: J per output token" in titles
 
@@ -148,7 +148,7 @@ def test_pretended_joules_of_a_real_engine_are_marked(usual: Rebuilt, tmp_path: 
     (table,) = page.all("table", "restack")
     rows, marked = ranking(page), [c.text for c in table.all("td", "doubtful")]
     assert [(r["study"], r["verdict"]) for r in rows] == [("known", "valid")] * 3 + [("other", "valid (synthetic)")] * 2
-    assert [r["relative"] for r in rows[3:]] == ["-", "-"]
+    assert [r["rel. J/token"] for r in rows[3:]] == ["-", "-"]
     assert marked == ["valid (synthetic)"] * 2
     assert "Ranks 1 to 3: J per output token" in [t.text for t in page.all("title")]
 
@@ -168,6 +168,16 @@ def test_a_reason_that_not_all_runs_have_says_so(tmp_path: Path) -> None:
     (headline,) = page.all("section", "headline")
     assert "It lasted 1 to 2 s. Longer." in headline.text
     assert "Too hot. (1 of 2 runs) Cool." in headline.text
+
+
+def test_a_sentence_that_begins_with_a_key_keeps_it_as_it_is_written(tmp_path: Path) -> None:
+    """One row is one row, and keys have no capitals."""
+    why = {"code": "no_energy", "sentence": "energy.backend is none", "fix": "choose one"}
+    change = {"verdict": {"state": "unmeasured", "reasons": [why]}}
+    page = page_of(read(written(tmp_path / "s", study_config(1, 1), change=lambda p, c: no_energy(p, c) | change)))
+    assert "energy.backend is none choose one" in page.all("section", "headline")[0].text
+    assert page.all("p", "download")[0].text.endswith("(1 row, one per run)")
+    assert ranking(page)[0]["rel. speed"] == "1×"
 
 
 def test_valid_measurement_has_no_banner(usual: Rebuilt) -> None:

@@ -53,6 +53,12 @@ def test_axis_holds_every_interval(dots: list[tuple[float, float | None]], start
     assert all(low <= d.mean - (d.half_width or 0) and d.mean + (d.half_width or 0) <= high for d in shown)
 
 
+def test_no_axis_goes_below_zero_where_no_figure_does() -> None:
+    """An interval of two cycles may be wider than its mean; there are no tokens/s below zero."""
+    assert limits([Dot(1, "x", 7000.0, 40_000.0), Dot(2, "x", 9000.0, None)])[0] == 0
+    assert limits([Dot(1, "x", -1.0, 0.5)])[0] < -1.5
+
+
 def _row(second: int, power: float | None, gpu: int = 0) -> dict[str, float | int | None]:
     return {
         "timestamp_s": float(second),

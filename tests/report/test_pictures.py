@@ -45,6 +45,13 @@ def test_frontier_shows_every_point_and_the_line_through_the_unbeaten(count: int
     assert found["frontier"] == ([p.x for p in given.edge], [p.y for p in given.edge])
 
 
+def test_frontier_has_no_axis_below_zero() -> None:
+    """Room beside the points ends at zero: there are no negative speeds, times or joules."""
+    points = (Point(1, 1.0, 10.0), Point(2, 19.0, 0.6), Point(3, 10.0, 5.0))
+    (axes,) = draw_frontier(Frontier(points, points[:2], "x", "y")).axes
+    assert (axes.get_xlim()[0], axes.get_ylim()[0]) == (0, 0)
+
+
 @pytest.mark.parametrize("count", [2, 12, 100])
 def test_numbers_beside_points_do_not_overlap(count: int) -> None:
     """Every number can be read; each frontier point has one while there is room."""
