@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from llenergymeasure.core.contracts import Prompt
 from llenergymeasure.core.errors import BackendMissingError, ConfigError
 from llenergymeasure.core.keys import did_you_mean
 from llenergymeasure.core.sections import SyntheticDataset, SyntheticPrompts
-from llenergymeasure.models import hub_errors
+from llenergymeasure.models import HUB_TIMEOUT_S, hub_errors
 
 PROMPT_COLUMNS = ("prompt", "text", "instruction", "input", "question")
 AIENERGYSCORE_REPO = "AIEnergyScore/text_generation"
@@ -135,16 +136,33 @@ def _prompts(records: Iterator[tuple[int, dict[str, Any]]], name: str) -> Iterat
 def _aienergyscore() -> Iterator[Prompt]:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise BackendMissingError(f"dataset {DEFAULT_DATASET} needs huggingface_hub; install it or use -d builtin")
-    from huggingface_hub import snapshot_download
-
     with hub_errors(f"dataset {DEFAULT_DATASET}", advice="use -d builtin, which needs no network"):
-        folder = snapshot_download(
-            AIENERGYSCORE_REPO,
-            repo_type="dataset",
-            revision=AIENERGYSCORE_COMMIT,
-            allow_patterns=["*.parquet", "*.jsonl", "*.csv"],
-        )
-    return _prompts(_table(Path(folder)), DEFAULT_DATASET)
+        folder = _snapshot()
+    return _prompts(_table(folder), DEFAULT_DATASET)
+
+
+def _snapshot() -> Path:
+    """The folder of the set. The hub is asked once first: a download asks one that is gone for 25 s, and says so."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = partial(
+        snapshot_download,
+        AIENERGYSCORE_REPO,
+        repo_type="dataset",
+        revision=AIENERGYSCORE_COMMIT,
+        allow_patterns=["*.parquet", "*.jsonl", "*.csv"],
+    )
+    try:
+        HfApi().dataset_info(AIENERGYSCORE_REPO, revision=AIENERGYSCORE_COMMIT, timeout=HUB_TIMEOUT_S)
+    except Exception as err:
+        if getattr(getattr(err, "response", None), "status_code", None) in (401, 403, 404):
+            raise
+        try:
+            return Path(wanted(local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise err from None
+    return Path(wanted())
 
 
 def _table(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
