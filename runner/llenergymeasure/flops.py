@@ -13,7 +13,7 @@ from llenergymeasure.core.contracts import ModelFacts
 from llenergymeasure.core.result import FlopsResult
 
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
-OVERHEAD = 0.15  # of the weights: activations, buffers, allocator (requirements §4)
+OVERHEAD = 0.15  # of the weights: activations, buffers, allocator
 LIKELY_OOM = 0.90  # of the GPU's memory
 DEFAULT_SEQUENCES = 256  # vLLM's max_num_seqs on cards below 70 GB
 

@@ -1,7 +1,7 @@
 """Runs the measured window: whole full batches between two edges, nothing else inside.
 
 Before the first edge and after the last the loaded engine waits, so that the counter's ticks around them show the
-power of an idle engine and the edges can be cut exactly (quiet edges, measurement.md §2).
+power of an idle engine and the edges can be cut exactly (docs/measurement.md, "From ticks to joules").
 """
 
 import time
@@ -14,7 +14,7 @@ from llenergymeasure.core.contracts import Generation, InferenceEngine, Request,
 from llenergymeasure.phases import Phases
 from llenergymeasure.run_energy import RunEnergy
 
-DEFAULT_WINDOW_S = 60.0  # least window with an energy source (measurement.md §3)
+DEFAULT_WINDOW_S = 60.0  # least window with an energy source (docs/measurement.md, "One experiment, phase by phase")
 PROGRESS_EVERY_S = 1.0
 ATTEND_S = 2.0  # before an edge every tick is recorded
 

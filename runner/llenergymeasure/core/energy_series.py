@@ -2,10 +2,10 @@
 
 A tick is the moment at which the counter showed a new value; it lies between the last reading of the old value and
 the first reading of the new one. What the counter would have shown at an edge of a window is found in one of two ways
-(measurement.md §2). *Loaded*: the load runs on across the edge, so the energy is interpolated between the ticks around
-it. *Quiet*: the engine waits on the outer side of the edge, so the counter is read a tick further out, where all of
-the work is surely counted, and the waiting power, known from five more ticks, is taken off. A quiet edge that turns
-out not to be quiet is interpolated, with what that may cost in its uncertainty.
+(docs/measurement.md, "From ticks to joules"). *Loaded*: the load runs on across the edge, so the energy is
+interpolated between the ticks around it. *Quiet*: the engine waits on the outer side of the edge, so the counter is
+read a tick further out, where all of the work is surely counted, and the waiting power, known from five more ticks,
+is taken off. A quiet edge that turns out not to be quiet is interpolated, with what that may cost in its uncertainty.
 """
 
 import math
@@ -23,22 +23,22 @@ from llenergymeasure.core.tick_times import Jitter, TickTimes
 from llenergymeasure.core.tick_times import Tick as Tick  # noqa: PLC0414  (of which a series is made)
 
 MAX_RELATIVE_UNCERTAINTY = 0.02
-"""Joules with a larger standard uncertainty of the edges are not given (measurement.md §2)."""
+"""Joules with a larger standard uncertainty of the edges are not given."""
 
 EDGE_GAP_TICKS = 5
-"""A tick that is missing this near to an edge makes the energy there unknown (measurement.md §6)."""
+"""A tick that is missing this near to an edge makes the energy there unknown."""
 
 GUARD_TICKS = 5
-"""So many ticks tell the waiting power beside a quiet edge (measurement.md §2)."""
+"""So many ticks tell the waiting power beside a quiet edge."""
 
 QUIET_SPREAD = 0.05
-"""Guard ticks whose powers differ by more than this share of their mean are not quiet (measurement.md §2)."""
+"""Guard ticks whose powers differ by more than this share of their mean are not quiet."""
 
 TIMING_SPREAD = 3.0
 """By so many standard deviations of its moment may a guard's tick lie beside the straight line."""
 
 DEFAULT_JITTER_S = 0.004
-"""Standard deviation of the tick's lag, 4 ms, measured on an H100 80GB HBM3, driver 580 (measurement.md §1)."""
+"""Standard deviation of the tick's lag, 4 ms, measured on an H100 80GB HBM3, driver 580."""
 
 EdgesUsed = Literal["quiet", "loaded", "interpolated"]
 
@@ -186,7 +186,7 @@ class EnergySeries:
         return [self._power_w(i) for i in range(max(0, first), min(last, len(self.ticks) - 2) + 1)]
 
     def _sigma2(self, i: int) -> float:
-        """Variance of a tick's moment, s²: w²/12 + jitter² (measurement.md §2)."""
+        """Variance of a tick's moment, s²: w²/12 + jitter²."""
         return self._when.width_s(i) ** 2 / 12 + self.jitter_s**2
 
     def _hole_near(self, t_s: float, i: int, edges: Edges, outer: Literal["before", "after"]) -> bool:

@@ -20,9 +20,9 @@ Matrix = list[list[float]]
 class TwoWayFit:
     """The fitted table; variances are of one value.
 
-    `spreads` holds max(s_i^2, s_p^2) of each configuration (measurement.md §5): one that scatters more than the others
-    is not believed better than it is, one that seems to scatter less does not profit from its luck. It is empty where
-    nothing is left to estimate a variance from.
+    `spreads` holds max(s_i^2, s_p^2) of each configuration ("Uncertainty" of docs/measurement.md): one that scatters
+    more than the others is not believed better than it is, one that seems to scatter less does not profit from its
+    luck. It is empty where nothing is left to estimate a variance from.
     """
 
     values: Table
