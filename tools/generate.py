@@ -37,6 +37,7 @@ EXIT_MEANING = {
     18: "a phase took longer than its limit",
     19: "the process was told to stop",
     20: "the hub or store cannot be reached now",
+    143: "the process was told to stop before it could say so",
 }
 RETRIES = {**dict.fromkeys((10, 11, 12, 13, 14), "never"), **dict.fromkeys((15, 16, 18), "measurement")}
 
@@ -108,7 +109,8 @@ def exit_code_page() -> str:
         "| 0 | done, also with an invalid or unmeasured verdict (`--strict` turns that into 1) |",
         "| 1 | pre-flight, backend, unwritable output, any failed run |",
         "| 2 | usage, configuration, dataset, or user configuration |",
-        "| 130 | interrupted |",
+        "| 130 | interrupted (Ctrl-C) |",
+        "| 129, 143 | ended by a closed terminal (SIGHUP), by SIGTERM |",
     ]
     return "\n".join(lines) + "\n"
 

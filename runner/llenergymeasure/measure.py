@@ -341,7 +341,7 @@ def _conditions(
 ) -> list[str]:
     """What a reader of the numbers must know, as `code: what and fix`."""
     found = []
-    if warm is not None and not warm.converged:
+    if warm is not None and warm.converged is False:
         found.append("warmup_not_converged: latencies still varied; raise warmup.max_prompts")
     if not energy.on_gpu and facts.device == "cpu" and registry.is_real(config.backend):
         found.append("cpu_run: measured on the CPU, where no GPU energy exists; compare speeds only")

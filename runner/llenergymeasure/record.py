@@ -16,7 +16,6 @@ from llenergymeasure.core.result import (
     ExperimentResult,
     GeneratedText,
     IdleAsRead,
-    WarmupResult,
     latency_statistics,
 )
 from llenergymeasure.core.verdict import judge
@@ -65,7 +64,7 @@ def build(observed: Observation) -> ExperimentResult:
         sensors=judging.sensors(seen),
         work=judging.work(seen),
         flops=flops.count(seen.config, seen.facts, seen.weights.config, seen.lengths),
-        warmup=_warmup(seen),
+        warmup=seen.warmup,
         settle=seen.settle,
         warmup_excluded_samples=seen.warmup.iterations_completed if seen.warmup else 0,
         thermal=judging.thermal(seen, evidence.conditions),
@@ -108,13 +107,6 @@ def _identity(seen: Observation) -> dict[str, Any]:
         "phases": dict(seen.phases),
         "ignore_eos": seen.config.decoder.ignore_eos,
     }
-
-
-def _warmup(seen: Observation) -> WarmupResult | None:
-    """As it went; whether it converged is unknown where the configuration does not ask for it."""
-    if seen.warmup is None or seen.config.warmup.convergence_detection:
-        return seen.warmup
-    return seen.warmup.model_copy(update={"converged": None})
 
 
 def _tokens_and_speed(seen: Observation) -> dict[str, Any]:
@@ -271,7 +263,7 @@ def _null_reasons(seen: Observation, joules: Joules, energy: Mapping[str, Any]) 
             joules.reason or "no carbon intensity is known; set LLEM_CARBON_INTENSITY",
         ),
     }
-    if (warm := _warmup(seen)) is not None:
+    if (warm := seen.warmup) is not None:
         quantities["warmup.converged"] = (warm.converged, NOT_TESTED)
     return {name: reason for name, (value, reason) in quantities.items() if value is None}
 

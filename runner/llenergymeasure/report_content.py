@@ -119,7 +119,8 @@ def banners(told: Sequence[Told]) -> list[Banner]:
     random = sum(r.random_weights for r in results)
     found = []
     if pretended:
-        text = f"{_share(pretended, results)} come from a pretended engine or a pretended sensor."
+        come = "comes" if pretended == 1 else "come"
+        text = f"{_share(pretended, results)} {come} from a pretended engine or a pretended sensor."
         found.append(Banner("Synthetic: not a measurement.", text))
     for state, title in (("invalid", "Invalid energy."), ("estimated", "Estimated energy.")):
         some = sum(r.verdict.state == state for r in results)

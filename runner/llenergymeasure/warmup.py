@@ -24,7 +24,7 @@ def warm_up(
 ) -> WarmupResult | None:
     """Run the batch with the longest prompts again and again.
 
-    `converged` is False only where that was tested and missed; a result says null where it was not tested (record.py).
+    `converged` is None where that was not tested, as without `warmup.convergence_detection`.
     """
     w = config.warmup
     if not w.enabled:
@@ -41,7 +41,7 @@ def warm_up(
         progress("warmup", len(latencies), limit)
     cv = _cv(latencies, w.window_size)
     return WarmupResult(
-        converged=not w.convergence_detection or cv < w.cv_threshold,
+        converged=cv < w.cv_threshold if w.convergence_detection else None,
         final_cv=cv if cv != float("inf") else None,
         iterations_completed=len(latencies),
         target_cv=w.cv_threshold,

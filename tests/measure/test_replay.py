@@ -131,9 +131,7 @@ def test_everything_that_a_verdict_rests_on_is_in_the_recording() -> None:
     close(again.model_dump(), result.model_dump(), "result")
     read = replay.observed(result, json.loads(json.dumps(raw)))
     for f in fields(Observation):
-        if f.name == "warmup":  # a result says null of what was not tested
-            assert read.warmup == seen.warmup.model_copy(update={"converged": None})
-        elif f.name != "energy":  # rounded
+        if f.name != "energy":  # rounded
             assert getattr(read, f.name) == getattr(seen, f.name), f.name
 
 

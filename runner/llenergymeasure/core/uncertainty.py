@@ -87,8 +87,8 @@ class OneRun:
 
 
 def of_one_run(run: OneRun) -> Uncertainty:
-    """The budget of one run; empty where the joules or the error of their edges are unknown."""
-    if not run.energy_j or run.edge_std_j is None:
+    """The budget of one run; empty where the joules, or the error of their edges, are unknown or impossible."""
+    if run.energy_j is None or run.energy_j <= 0 or run.edge_std_j is None:
         return Uncertainty()
     between, source = between_runs(run.spread)
     edge, work = Part(run.edge_std_j / run.energy_j), Part(work_part(run.imbalance))
