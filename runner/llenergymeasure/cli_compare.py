@@ -22,10 +22,10 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Say whether B is better than A, by how much, and how sure that is."""
-    from llenergymeasure import comparing
+    from llenergymeasure import comparing, sides
     from llenergymeasure.comparison_text import comparison_json, comparison_text
     from llenergymeasure.object_store import Access
 
     access = Access(endpoint, region)
-    found = comparing.compare(comparing.read_side(a, access), comparing.read_side(b, access))
+    found = comparing.compare(sides.read_side(a, access), sides.read_side(b, access))
     print(comparison_json(found) if as_json else comparison_text(found))

@@ -6,10 +6,7 @@ except for the gain of different boards.
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal
 
@@ -28,9 +25,8 @@ from llenergymeasure.core.comparison import (
     in_blocks,
     log_mean,
 )
-from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import StudyError
-from llenergymeasure.core.plan import describe_all, make_plan
+from llenergymeasure.core.plan import describe_all
 from llenergymeasure.core.records import Record
 from llenergymeasure.core.result import ExperimentResult
 from llenergymeasure.core.study_statistics import (
@@ -42,56 +38,14 @@ from llenergymeasure.core.study_statistics import (
     gain_limits,
 )
 from llenergymeasure.evidence import calibrated_gpus
-from llenergymeasure.object_store import Access, open_place
-from llenergymeasure.stored_study import Rebuilt, rebuild
-from llenergymeasure.study_summary import by_position
+from llenergymeasure.sides import Configuration, Side, listed
 from llenergymeasure.wording import percent
 
 Method = Literal["within_cycles", "different_sessions", "one_run_assumed", "one_run_measured"]
 SAME_WORK = ("model", "model_revision", "dataset", "dataset_sha256", "n", "max_input_tokens", "max_output_tokens")
 """What must be alike, or the two sides did different work; a name that is no field of the result is a setting."""
 
-_RUN_OF_STUDY = re.compile(r"/(?:runs/\d{5,}_c\d+_[^/]+|\d{5,}-[0-9a-f]{8}-c\d+(?:/a\d+)?)$")
 EARLIER_T = 1.96  # half-widths of a single run in results of version 2.0 as first released
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One configuration of a side with its results by cycle."""
-
-    config_hash: str
-    summary: str
-    runs: Mapping[int, ExperimentResult]
-    config: ExperimentConfig | None = None
-
-    @property
-    def pretended(self) -> bool:
-        """Whether its engine or its sensor is pretended."""
-        return any(r.synthetic for r in self.runs.values())
-
-
-@dataclass(frozen=True)
-class Side:
-    """A study or a single run as one of the two that are compared; `picked` is the position of the one that was named.
-
-    `name` is what the user wrote, `uri` where that lies, `order` the study's cycle_order.
-    """
-
-    name: str
-    uri: str
-    order: str
-    configurations: Sequence[Configuration]
-    picked: int | None = None
-
-    @property
-    def positions(self) -> list[int]:
-        """The configurations that are meant."""
-        return [*range(len(self.configurations))] if self.picked is None else [self.picked]
-
-    @property
-    def study_uri(self) -> str:
-        """Where the study lies that it is, or that it is a run of."""
-        return _RUN_OF_STUDY.sub("", self.uri)
 
 
 class Difference(Record):
@@ -140,43 +94,6 @@ class Comparison(Record):
     caveats: list[str] = Field(default_factory=list)
 
 
-def read_side(text: str, access: Access) -> Side:
-    """Read what the user named: PLACE, or PLACE#HASH for one configuration of it.
-
-    Raises:
-        StudyError: The hash fits no configuration, or several. Others as `stored_study.rebuild`.
-
-    """
-    place, mark, digits = (text, "", "") if Path(text).exists() else text.rpartition("#")
-    side = side_of(rebuild(open_place(place if mark else text, access)), text)
-    return replace(side, picked=_position(side, digits)) if mark else side
-
-
-def side_of(rebuilt: Rebuilt, name: str) -> Side:
-    """A study as a side."""
-    plan, summaries = make_plan(rebuilt.config), describe_all(rebuilt.config.experiments)
-    hashes = {run.position: run.config_hash for run in plan.runs}
-    runs = by_position(plan, rebuilt.by_index())
-    configurations = [
-        Configuration(hashes[i], summary, runs.get(i, {}), config)
-        for i, (summary, config) in enumerate(zip(summaries, rebuilt.config.experiments, strict=True))
-    ]
-    return Side(name, rebuilt.place.uri, rebuilt.config.execution.cycle_order, configurations)
-
-
-def _position(side: Side, digits: str) -> int:
-    found = [i for i, c in enumerate(side.configurations) if digits and c.config_hash.startswith(digits.lower())]
-    if len(found) == 1:
-        return found[0]
-    what = "fits several configurations" if found else "is the beginning of no configuration's hash"
-    raise StudyError(f"{side.name}: {digits!r} {what}; there are {_listed(side)}")
-
-
-def _listed(side: Side) -> str:
-    shown = [f"{c.config_hash[:8]} ({c.summary})" for c in side.configurations[:10]]
-    return ", ".join(shown) + (" …" if len(side.configurations) > 10 else "")
-
-
 def compare(a: Side, b: Side) -> Comparison:
     """Compare B with A.
 
@@ -203,7 +120,11 @@ def compare(a: Side, b: Side) -> Comparison:
 
 def _pair(a: Side, i: int, b: Side, j: int, claims: int, *, same_study: bool) -> Pair:
     one, other = a.configurations[i], b.configurations[j]
-    names = _names(one, other) if 1 in (_size(a), _size(b)) or one.summary == other.summary else None
+    names = (
+        _names(one, other)
+        if 1 in (len(a.configurations), len(b.configurations)) or one.summary == other.summary
+        else None
+    )
     return Pair(
         a_hash=one.config_hash,
         b_hash=other.config_hash,
@@ -222,12 +143,8 @@ def _names(one: Configuration, other: Configuration) -> list[str] | None:
 
 def _refuse_itself(a: Side, b: Side, one: Configuration, other: Configuration) -> None:
     if {r.experiment_id for r in one.runs.values()} & {r.experiment_id for r in other.runs.values()}:
-        listed = _listed(max(a, b, key=_size))
-        raise StudyError(f"{a.name} and {b.name} hold the same runs; name two configurations with #HASH: {listed}")
-
-
-def _size(side: Side) -> int:
-    return len(side.configurations)
+        there = listed(max(a, b, key=lambda side: len(side.configurations)))
+        raise StudyError(f"{a.name} and {b.name} hold the same runs; name two configurations with #HASH: {there}")
 
 
 _Chosen = tuple[str, int, list[tuple[int, int]]]  # in words; claims made together; positions in A and in B
@@ -239,9 +156,7 @@ def _within(a: Side, b: Side) -> _Chosen:
     if a.picked is not None and b.picked is not None:
         return "the two configurations that were named", 1, [(a.picked, b.picked)]
     if a.picked is None and b.picked is None:
-        raise StudyError(
-            f"{a.name} and {b.name} are one study; name two of its configurations with #HASH: {_listed(a)}"
-        )
+        raise StudyError(f"{a.name} and {b.name} are one study; name two of its configurations with #HASH: {listed(a)}")
     every = count * (count - 1) // 2  # the best was found by looking at all of them
     if b.picked is None:
         return "the named configuration and the best of the others", every, [(a.positions[0], _best(b, a.positions))]

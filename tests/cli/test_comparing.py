@@ -15,11 +15,12 @@ import scipy.stats
 from cli.conftest import Finished
 from cli.process import Ended, llem, start, write
 from llenergymeasure import ExperimentResult
-from llenergymeasure.comparing import Comparison, Configuration, Difference, Side, compare
+from llenergymeasure.comparing import Comparison, Difference, compare
 from llenergymeasure.comparison_text import answer, comparison_json, comparison_text
 from llenergymeasure.core.comparison import LATENCY
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.errors import StudyError
+from llenergymeasure.sides import Configuration, Side
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 A5 = (2.00, 2.02, 1.99, 2.01, 2.00)
