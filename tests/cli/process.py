@@ -79,7 +79,10 @@ def llem(*words: object, cwd: Path, env: Mapping[str, str] | None = None, timeou
 
 
 def start(*words: object, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start `llem WORDS…` and come back at once; SIGINT is not ignored, as it is in a background job of a shell."""
+    """Start `llem WORDS…` and come back at once.
+
+    It ignores neither SIGINT, as a background job of a shell does, nor SIGHUP, as tests under nohup do.
+    """
     return subprocess.Popen(
         [str(LLEM), *map(str, words)],
         cwd=cwd,
@@ -88,8 +91,13 @@ def start(*words: object, cwd: Path, env: Mapping[str, str] | None = None) -> su
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509  (one thread here)
+        preexec_fn=_hear_signals,  # noqa: PLW1509  (one thread here)
     )
+
+
+def _hear_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def over(base: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
