@@ -252,11 +252,10 @@ def _apart(rivals: Sequence[Ranked], pairs: Mapping[str, PairComparison], scope:
     """What differs from the best for sure; what was not compared is not said to differ."""
     alike = [r for r in rivals if (p := pairs.get(r.experiment.config_hash)) and p.finding == "no_difference"]
     without = [r for r in rivals if r.experiment.config_hash not in pairs]
-    text = f"It differs from every other configuration{scope} by more than chance explains."
+    compared = f"{scope} that could be compared" if without else scope
+    text = f"The best differs from every other configuration{compared} by more than chance explains."
     if alike:
         text = f"Cannot be told apart from the best: {_names(alike)}."
-    elif without:
-        text = f"It differs from every other configuration{scope} that could be compared by more than chance explains."
     return f"{text} Too few cycles to compare with: {_names(without)}." if without else text
 
 

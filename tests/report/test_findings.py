@@ -122,7 +122,7 @@ def test_headline_gives_figure_interval_and_the_next_one() -> None:
     assert found.interval.meaning == "95 % interval over 3 cycles"
     assert found.sureness == (
         "The next, config b, has, compared cycle by cycle, 1.5 times the energy per output token (95 %: 1.45 to 1.55).",
-        "It differs from every other configuration by more than chance explains.",
+        "The best differs from every other configuration by more than chance explains.",
         "With these cycles a difference of 1.2 % or more is found in four cases of five.",
     )
 
@@ -155,7 +155,7 @@ def test_what_was_not_compared_is_not_said_to_differ() -> None:
         comparisons=[compared(pair("b", 1.5, "higher"))],
     )  # fmt: skip
     assert headline([Told(told, [])]).sureness[1] == (
-        "It differs from every other configuration that could be compared by more than chance explains. "
+        "The best differs from every other configuration that could be compared by more than chance explains. "
         "Too few cycles to compare with: config c."
     )
 
@@ -261,7 +261,7 @@ def test_what_holds_in_one_study_is_not_said_of_all() -> None:
     assert told[:3] == (
         "The next, config a, has 1.01 times the energy per output token, in another study.",
         "The second of its own study, config b, has, compared cycle by cycle, 6 times the energy per output token (95 %: 5.95 to 6.05).",
-        "It differs from every other configuration of its study by more than chance explains.",
+        "The best differs from every other configuration of its study by more than chance explains.",
     )
 
 
