@@ -46,7 +46,7 @@ MAY_DIFFER = re.compile(
     | start_time | end_time | steady_state_window\[\d\]
     | duration_s | .*tokens_per_second | requests_per_second | latency\.\w+_ms
     | warmup\.(latencies_ms\[\d+\]|final_cv)
-    | conditions\.(power|pace)_drift
+    | conditions\.(power_drift|pace_drift|peak_power_w)
     | energy_\w+_j | energy_per_device_j\..* | energy_breakdown\.raw_j | tokens_per_joule | mean_power_w
     | tokens_per_second_per_watt | uncertainty\.\w+
     | verdict\.reasons\[\d+\]\.sentence             # cites the length of the window

@@ -47,6 +47,10 @@ class Told:
     message: str
     seconds: float
 
+    def names(self, wanted: str, words: str) -> bool:
+        """Whether it gives the true reason in the words of who knows it."""
+        return self.reason == wanted and words in self.message
+
     @classmethod
     def by(cls, child: Object) -> "Told":
         """As a state of an experiment has it, which its status' writer has dated."""
@@ -89,10 +93,10 @@ def told(stuck: dict[str, Bench]) -> dict[str, Told]:
     recorders = {id(b): Recorder(b.kube) for b in stuck.values()}
 
     def heard() -> bool:
-        for name, (_, wanted, _) in CASES.items():
-            if said := sayings(recorders[id(stuck[name])], name, wanted):
+        for name, (_, *wanted) in CASES.items():
+            if said := sayings(recorders[id(stuck[name])], name, *wanted):
                 found[name] = said[-1]
-        return all(name in found and found[name].reason == wanted for name, (_, wanted, _) in CASES.items())
+        return all(name in found and found[name].names(*wanted) for name, (_, *wanted) in CASES.items())
 
     with ExitStack() as stack:
         for recorder in recorders.values():
@@ -102,11 +106,11 @@ def told(stuck: dict[str, Bench]) -> dict[str, Told]:
     return found
 
 
-def sayings(recorder: Recorder, study: str, wanted: str) -> list[Told]:
+def sayings(recorder: Recorder, study: str, wanted: str, words: str) -> list[Told]:
     """What a study's one experiment has said of its waiting, up to the first sentence that names the reason."""
     states = [o for _, o in recorder.changes("experiments") if o["metadata"]["labels"].get(LABEL_STUDY) == study]
     said = [Told.by(o) for o in states if (o.get("status") or {}).get("attempts") and reason(o, "Scheduled")]
-    first = next((i for i, t in enumerate(said) if t.reason == wanted), len(said))
+    first = next((i for i, t in enumerate(said) if t.names(wanted, words)), len(said))
     return said[: first + 1]
 
 
