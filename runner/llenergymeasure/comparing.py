@@ -120,16 +120,13 @@ def compare(a: Side, b: Side) -> Comparison:
 
 def _pair(a: Side, i: int, b: Side, j: int, claims: int, *, same_study: bool) -> Pair:
     one, other = a.configurations[i], b.configurations[j]
-    names = (
-        _names(one, other)
-        if 1 in (len(a.configurations), len(b.configurations)) or one.summary == other.summary
-        else None
-    )
+    unclear = one.summary == other.summary or 1 in (len(a.configurations), len(b.configurations))
+    names = (_names(one, other) if unclear else None) or (one.summary, other.summary)
     return Pair(
         a_hash=one.config_hash,
         b_hash=other.config_hash,
-        a_summary=names[0] if names else one.summary,
-        b_summary=names[1] if names else other.summary,
+        a_summary=names[0],
+        b_summary=names[1],
         differences=[_difference(a, i, b, j, name, claims, same_study=same_study) for name in LOWER_IS_BETTER],
     )
 

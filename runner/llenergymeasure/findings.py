@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from llenergymeasure.core.comparison import ENERGY, SPEED, PairComparison, QuantityComparison
-from llenergymeasure.core.result import JUDGED, ExperimentResult, ExperimentStatistics, StudyResult
-from llenergymeasure.core.study_statistics import different_calibrations
+from llenergymeasure.core.result import ExperimentResult, ExperimentStatistics, StudyResult
+from llenergymeasure.core.study_statistics import believable, different_calibrations
 from llenergymeasure.ranking import Ranked, peers, ranked
 from llenergymeasure.wording import counted, merged, number, percent, plus_minus, signed_percent
 
@@ -135,9 +135,7 @@ def interval(ranking: Ranked, quantity: str, results: Iterable[ExperimentResult]
 
 
 def _has(result: ExperimentResult, quantity: str) -> bool:
-    state = result.verdict.state
-    believed = state == "valid" if quantity in JUDGED else state != "invalid"
-    return believed and getattr(result, quantity, None) is not None
+    return believable(result, quantity) and getattr(result, quantity, None) is not None
 
 
 def headline(told: Sequence[Told]) -> Headline:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -119,9 +120,18 @@ def counter_availability() -> Availability:
 
 
 def counter_that_stands_still() -> str:
-    """Which visible GPU's counter does not move, in words; empty if all do, which takes about a tick to see."""
+    """Which visible GPU's counter does not move, in words; empty if all do.
+
+    That takes a tick to see, three seconds if one stands still, so it is looked at once in a process: a plan asks for
+    each of its configurations.
+    """
+    return _still(tuple(d.uuid for d in visible_devices()))
+
+
+@cache
+def _still(uuids: tuple[str, ...]) -> str:
     with nvml() as lib:
-        handles = {d.uuid: lib.nvmlDeviceGetHandleByUUID(d.uuid) for d in visible_devices()}
+        handles = {uuid: lib.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids}
         first = {u: lib.nvmlDeviceGetTotalEnergyConsumption(h) for u, h in handles.items()}
         deadline_s = time.monotonic() + FIRST_TICK_TIMEOUT_S
         while still := [u for u, h in handles.items() if lib.nvmlDeviceGetTotalEnergyConsumption(h) == first[u]]:

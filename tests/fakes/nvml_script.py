@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from llenergymeasure import nvml_sampling
+
 FAKES = Path(__file__).resolve().parent
 AHEAD_S = 0.02  # readers take a new script within milliseconds
 SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
@@ -109,6 +111,7 @@ class Machine:
         partial = self._file.with_suffix(".partial")
         partial.write_text(json.dumps({"driver": driver, "gpus": rows}), encoding="utf-8")
         partial.replace(self._file)
+        nvml_sampling._still.cache_clear()  # another machine than the one that was looked at
         self._monkeypatch.setenv("FAKE_NVML", str(self._file))
 
     def draw(self, gpu: Gpu, watts: float) -> float:

@@ -32,7 +32,7 @@ GUARD_TICKS = 5
 """So many ticks tell the waiting power beside a quiet edge."""
 
 QUIET_SPREAD = 0.05
-"""Guard ticks whose powers differ by more than this share of their mean are not quiet."""
+"""A guard is not quiet if it leaves a straight line by more than one tick of so much more power would make it."""
 
 TIMING_SPREAD = 3.0
 """By so many standard deviations of its moment may a guard's tick lie beside the straight line."""

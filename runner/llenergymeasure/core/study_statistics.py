@@ -150,9 +150,13 @@ def comparisons_of(
 
 
 def believed(cycles: Cycles, name: str) -> dict[int, ExperimentResult]:
-    """The cycles that a quantity is compared in: valid ones for joules, others must only not be `invalid`."""
-    joules = name in JUDGED
-    return {c: r for c, r in cycles.items() if (r.verdict.state == "valid" if joules else r.verdict.state != "invalid")}
+    """The cycles that a quantity is compared in."""
+    return {c: r for c, r in cycles.items() if believable(r, name)}
+
+
+def believable(result: ExperimentResult, name: str) -> bool:
+    """Whether a run's figure may be compared: joules of a valid one, other quantities unless it is `invalid`."""
+    return result.verdict.state == "valid" if name in JUDGED else result.verdict.state != "invalid"
 
 
 def figures(cycles: Cycles, name: str) -> dict[int, float]:
