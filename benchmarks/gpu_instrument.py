@@ -4,7 +4,8 @@
 
 `sampler`: CPU time of the sampler's process and the GPU's idle power with and without it, in pairs that take turns.
 `tools`: the same windows by our counter path, Zeus, CodeCarbon, nvidia-smi once a second, both power fields and the
-driver's sample buffer. `harness`: tokens per second in our window against the bare loop, interleaved pairs.
+driver's sample buffer. `harness`: tokens per second in our window against the bare loop, interleaved pairs. Each part
+writes what it has after every pair or window, so that a part cut short by a time limit keeps them.
 """
 
 import json
@@ -79,21 +80,17 @@ def recorder_pid() -> int:
 TURNS, TURN_S = 6, 15.0  # an idle board drifts by more than 0.5 W in a minute: short turns, in pairs
 
 
-def sampler(_out: Path) -> dict[str, Any]:
+def sampler() -> Iterator[dict[str, Any]]:
     """Idle power with the sampler inside a window less without it, in pairs that take turns, and its CPU time."""
     devices, pairs, cpu = visible_devices()[:1], [], []
+    told = {"call_ms": call_ms(), "share_of_a_core": {"edges": at_edges(devices), "window": cpu}, "idle_power_w": pairs}
     turns = {"without": lambda: mean_power_w(TURN_S), "with": lambda: recorded(devices, cpu)}
     for i in range(TURNS):
         order = ["without", "with"] if i % 2 == 0 else ["with", "without"]
         pairs.append({name: turns[name]() for name in order})
-    differences = [p["with"] - p["without"] for p in pairs]
-    return {
-        "idle_power_w": pairs,
-        "difference_w": fmean(differences),
-        "std_error_w": stdev(differences) / TURNS**0.5,
-        "share_of_a_core": {"edges": at_edges(devices), "window": cpu},
-        "call_ms": call_ms(),
-    }
+        differences = [p["with"] - p["without"] for p in pairs]
+        error_w = stdev(differences) / len(pairs) ** 0.5 if len(pairs) > 1 else None
+        yield told | {"difference_w": fmean(differences), "std_error_w": error_w}
 
 
 def call_ms() -> dict[str, float]:
@@ -212,7 +209,7 @@ def smi_polling(field: str) -> Iterator[list[tuple[float, float]]]:
             reader.join()
 
 
-def tools(_out: Path) -> dict[str, Any]:
+def tools() -> Iterator[dict[str, Any]]:
     """Steady load, load with pauses of half a second, and a short window; every tool over the same instants."""
     loaded = the_engine()
     loaded.work(25.0)
@@ -225,7 +222,7 @@ def tools(_out: Path) -> dict[str, Any]:
     ):
         found.append({"load": name, **one_window(lambda s=seconds, p=pause_s: loaded.work(s, p))})
         print(json.dumps(found[-1]), flush=True)
-    return {"batch_size": BATCH, "windows": found}
+        yield {"batch_size": BATCH, "windows": found}
 
 
 def one_window(work: Callable[[], int]) -> dict[str, Any]:
@@ -309,15 +306,15 @@ def codecarbon_tracker() -> Any:
 # ---------------------------------------------------------------------------------------------------------- harness
 
 
-def harness(_out: Path) -> dict[str, Any]:
+def harness() -> Iterator[dict[str, Any]]:
     """Tokens per second in our window with the sampler beside it, against transformers' generate in a bare loop."""
     loaded = the_engine()
     pairs = []
     for i in range(10):
         order = [bare, ours] if i % 2 else [ours, bare]
         pairs.append({f.__name__: f(loaded) for f in order})
-    losses = [1 - p["ours"] / p["bare"] for p in pairs]
-    return {"batch_size": BATCH, "tokens_per_second": pairs, "loss": losses}
+        losses = [1 - p["ours"] / p["bare"] for p in pairs]
+        yield {"batch_size": BATCH, "tokens_per_second": pairs, "loss": losses}
 
 
 def bare(loaded: Loaded) -> float:
@@ -355,7 +352,7 @@ PARTS = {f.__name__: f for f in (sampler, tools, harness)}
 
 
 def main() -> None:
-    """Run the named parts, write one file."""
+    """Run the named parts, write one file, anew with every figure."""
     out, wanted = Path(sys.argv[1]), sys.argv[2:] or list(PARTS)
     out.mkdir(parents=True, exist_ok=True)
     with nvml() as lib:
@@ -363,8 +360,8 @@ def main() -> None:
     record = bench.stamp(" ".join(["python benchmarks/gpu_instrument.py OUTDIR", *wanted]))
     record |= {"gpu": visible_devices()[0].name, "uuid": visible_devices()[0].uuid, "driver": driver}
     for name in wanted:
-        record[name] = PARTS[name](out)
-        (out / f"instrument_{'_'.join(wanted)}.json").write_text(json.dumps(record, indent=1))
+        for record[name] in PARTS[name]():
+            (out / f"instrument_{'_'.join(wanted)}.json").write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Repeats experiments in fresh processes on one GPU: how far joules per token scatter, and whether 3 % are found.
 
-`spread`: the model of gpu_model.py at batch 1, 8 and 32. `equal`: one batch size twice, the same work under two seeds.
-`planted`: the same, and the second waits in every batch, for LOADED_IDLE_W x wait = 3 % of a batch's energy.
+`spread`: the model of gpu_model.py at several batch sizes. `equal`: the same work twice, under two seeds. `planted`: the
+same, and the second waits in every batch, for LOADED_IDLE_W x wait = 3 % of a batch's energy.
 Recordings of all runs are kept, so that they can be judged again (benchmarks/judge.py, benchmarks/scatter.py); of a
 study that is ended by SIGTERM, those that are there.
 
-    python benchmarks/gpu_repeat.py OUTDIR spread|equal|planted [--cycles 5] [--window-s 30] [--batch-size 8]
+    python benchmarks/gpu_repeat.py OUTDIR spread|equal|planted [--cycles 5] [--window-s 30] [--batch-size 8 ...]
         [--batch-energy-j 450] [--loaded-idle-w 128]
 """
 
@@ -24,14 +24,14 @@ from typing import Any
 import gpu_model as bench
 
 SWEEPS: dict[str, dict[str, Any]] = {
-    "spread": {"pytorch.batch_size": [1, 8, 32]},
+    "spread": {},
     "equal": {"random_seed": [42, 43]},
     "planted": {"random_seed": [42, 44]},
 }
 PLANTED_SHARE = 0.03
 
 
-def study_file(folder: Path, name: str, cycles: int, window_s: float, batch_size: int) -> Path:
+def study_file(folder: Path, name: str, cycles: int, window_s: float, batch_sizes: list[int]) -> Path:
     """The study's file."""
     body = {
         "name": name,
@@ -39,11 +39,9 @@ def study_file(folder: Path, name: str, cycles: int, window_s: float, batch_size
         **bench.WORK,
         "baseline": {"enabled": False},  # total energy is judged here; idle power has its own benchmark
         "measurement": {"min_duration_seconds": window_s},
-        "sweep": SWEEPS[name],
+        "sweep": SWEEPS[name] | {"pytorch.batch_size": batch_sizes},
         "execution": {"n_cycles": cycles, "config_gap_seconds": 0, "cycle_gap_seconds": 0},
     }
-    if name != "spread":
-        body["pytorch"] = {**bench.WORK["pytorch"], "batch_size": batch_size}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     file.write_text(json.dumps(body, indent=1))
@@ -66,14 +64,14 @@ def main() -> None:
     parser.add_argument("study", choices=SWEEPS)
     parser.add_argument("--cycles", type=int, default=5)
     parser.add_argument("--window-s", type=float, default=30.0)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[8])
     parser.add_argument("--batch-energy-j", type=float, default=450.0)
     parser.add_argument("--loaded-idle-w", type=float, default=128.0)
     a = parser.parse_args()
     wait_s = PLANTED_SHARE * a.batch_energy_j / a.loaded_idle_w
     planted = {"LLEM_PLANT_S": f"{wait_s:.4f}"} if a.study == "planted" else {}
     env = bench.environment(paths=str(bench.ROOT / "benchmarks/planted"), **planted)
-    name = a.study if a.study == "spread" else f"{a.study}_batch{a.batch_size}"
+    name = "_".join([a.study, *(f"batch{n}" for n in a.batch_size)])
     place = bench.TMP / f"llem-{name}-{os.getpid()}"
     file = study_file(place, a.study, a.cycles, a.window_s, a.batch_size)
     with ended_softly():

@@ -40,7 +40,7 @@ def run(model: Path, *arguments: str) -> dict[str, Any]:
     return {"seconds": time.monotonic() - started_s, **{k: v for k, v in result.items() if k not in DROPPED}}
 
 
-def default(_out: Path) -> dict[str, Any]:
+def default() -> dict[str, Any]:
     """As a new user would, on prompts that need no network; the terminal's words are kept."""
     command = [
         "run",
@@ -64,7 +64,7 @@ def default(_out: Path) -> dict[str, Any]:
     }
 
 
-def short(_out: Path) -> dict[str, Any]:
+def short() -> dict[str, Any]:
     """A window of 3 s."""
     model = bench.model(bench.SMALL)
     return run(model, "-d", "builtin", "-n", "4", "--batch-size", "4", "--set", "max_output_tokens=16", "--set",
@@ -72,7 +72,7 @@ def short(_out: Path) -> dict[str, Any]:
                "baseline.enabled=false")  # fmt: skip
 
 
-def foreign(_out: Path) -> dict[str, Any]:
+def foreign() -> dict[str, Any]:
     """Another process computes a little, from before the load to the end."""
     with subprocess.Popen([sys.executable, "-c", FOREIGN, "100"], env=bench.environment()) as other:
         try:
@@ -85,17 +85,16 @@ def foreign(_out: Path) -> dict[str, Any]:
     return {"foreign_pid": other.pid, **found}
 
 
-def phase_split(out: Path) -> dict[str, Any]:
+def phase_split() -> dict[str, Any]:
     """The large model's work at batch 8, with the probes after the window."""
     body = {**bench.WORK["pytorch"], "batch_size": 8}
     file = bench.experiment(bench.TMP / "llem-split", bench.model(), pytorch=body,
                             measurement={"min_duration_seconds": 20, "phase_split": True})  # fmt: skip
-    del out
     done = bench.llem("run", str(file), "--json", "-o", str(bench.TMP / "llem-split-results"), *QUICK)
     return json.loads(done.stdout) if done.returncode == 0 else {"exit_code": done.returncode}
 
 
-def self_test(_out: Path) -> list[str]:
+def self_test() -> list[str]:
     """The sensor's own figures."""
     return bench.llem("config", "--self-test").stdout.splitlines()
 
@@ -110,7 +109,7 @@ def main() -> None:
     record = bench.stamp(" ".join(["python benchmarks/gpu_runs.py OUTDIR", *wanted]))
     for name in wanted:
         started_s = time.monotonic()
-        record[name] = PARTS[name](out)
+        record[name] = PARTS[name]()
         record[f"{name}_seconds"] = round(time.monotonic() - started_s, 1)
         (out / f"runs_{'_'.join(wanted)}.json").write_text(json.dumps(record, indent=1))
 

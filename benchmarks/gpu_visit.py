@@ -39,17 +39,25 @@ class Part:
 
 
 def lanes(cycles: int, window_s: float) -> list[list[Part]]:
-    """What each GPU does, in order: first the study that needs most time, then a few single runs."""
-    often = ["--cycles", str(cycles), "--window-s", str(window_s)]
+    """What each GPU does, in order: a study, and what may be cut, or much that is short."""
 
-    def study(name: str, batch: int) -> Part:
-        return Part("gpu_repeat.py", [name, *often, "--batch-size", str(batch)], until=0.85)
+    def study(name: str, *batch_sizes: int) -> Part:
+        sizes = [str(n) for n in batch_sizes]
+        often = ["--cycles", str(cycles), "--window-s", str(window_s)]
+        return Part("gpu_repeat.py", [name, *often, "--batch-size", *sizes], until=0.9)
 
     return [
-        [study("equal", 8), Part("gpu_instrument.py", ["harness"])],
-        [study("equal", 32), Part("gpu_runs.py", ["phase_split", "short"])],
-        [study("equal", 1), Part("gpu_runs.py", ["default", "self_test"])],
-        [study("planted", 8), Part("gpu_instrument.py", ["sampler"]), Part("gpu_runs.py", ["foreign"])],
+        [study("equal", 8), Part("gpu_runs.py", ["default"])],
+        [study("spread", 1, 32), Part("gpu_runs.py", ["short"])],
+        [study("planted", 8), Part("gpu_runs.py", ["foreign"])],
+        [
+            Part("gpu_instrument.py", ["harness"]),
+            Part("gpu_runs.py", ["phase_split"]),
+            Part("gpu_instrument.py", ["tools"]),
+            Part("gpu_instrument.py", ["sampler"]),
+            Part("gpu_runs.py", ["self_test"]),
+            Part("gpu_repeat.py", ["equal", "--cycles", "3", "--window-s", str(window_s), "--batch-size", "32"]),
+        ],
     ]
 
 
