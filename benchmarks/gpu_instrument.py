@@ -360,7 +360,8 @@ def main() -> None:
     record = bench.stamp(" ".join(["python benchmarks/gpu_instrument.py OUTDIR", *wanted]))
     record |= {"gpu": visible_devices()[0].name, "uuid": visible_devices()[0].uuid, "driver": driver}
     for name in wanted:
-        for record[name] in PARTS[name]():
+        for found in PARTS[name]():
+            record[name] = found
             (out / f"instrument_{'_'.join(wanted)}.json").write_text(json.dumps(record, indent=1))
 
 

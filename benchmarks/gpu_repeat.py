@@ -1,7 +1,7 @@
 """Repeats experiments in fresh processes on one GPU: how far joules per token scatter, and whether 3 % are found.
 
-`spread`: the model of gpu_model.py at several batch sizes. `equal`: the same work twice, under two seeds. `planted`: the
-same, and the second waits in every batch, for LOADED_IDLE_W x wait = 3 % of a batch's energy.
+`spread`: the model of gpu_model.py at several batch sizes. `equal`: the same work twice, under two seeds. `planted`:
+the same and a third time, which waits in every batch, for LOADED_IDLE_W x wait = 3 % of a batch's energy.
 Recordings of all runs are kept, so that they can be judged again (benchmarks/judge.py, benchmarks/scatter.py); of a
 study that is ended by SIGTERM, those that are there.
 
@@ -26,7 +26,7 @@ import gpu_model as bench
 SWEEPS: dict[str, dict[str, Any]] = {
     "spread": {},
     "equal": {"random_seed": [42, 43]},
-    "planted": {"random_seed": [42, 44]},
+    "planted": {"random_seed": [42, 43, 44]},
 }
 PLANTED_SHARE = 0.03
 

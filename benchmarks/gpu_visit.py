@@ -25,39 +25,36 @@ from typing import IO
 import gpu_model as bench
 
 HERE = Path(__file__).resolve().parent
-GRACE_S = 60.0  # from SIGTERM to SIGKILL: a study writes what it has
+GRACE_S = 30.0  # from SIGTERM to SIGKILL: a study writes what it has
 
 
 @dataclass
 class Part:
-    """One command of a lane; `until` is the share of the visit by whose end it must be over."""
+    """One command of a lane, and how long it took."""
 
     script: str
     arguments: list[str]
-    until: float = 1.0
     seconds: float | None = field(default=None, init=False)
 
 
 def lanes(cycles: int, window_s: float) -> list[list[Part]]:
-    """What each GPU does, in order: a study, and what may be cut, or much that is short."""
+    """What each GPU does, in order; the first two lanes matter most."""
 
     def study(name: str, *batch_sizes: int) -> Part:
         sizes = [str(n) for n in batch_sizes]
         often = ["--cycles", str(cycles), "--window-s", str(window_s)]
-        return Part("gpu_repeat.py", [name, *often, "--batch-size", *sizes], until=0.9)
+        return Part("gpu_repeat.py", [name, *often, "--batch-size", *sizes])
 
     return [
-        [study("equal", 8), Part("gpu_runs.py", ["default"])],
-        [study("spread", 1, 32), Part("gpu_runs.py", ["short"])],
-        [study("planted", 8), Part("gpu_runs.py", ["foreign"])],
+        [study("planted", 8)],
+        [Part("gpu_instrument.py", ["harness"]), study("spread", 1, 32), Part("gpu_runs.py", ["phase_split"])],
         [
-            Part("gpu_instrument.py", ["harness"]),
-            Part("gpu_runs.py", ["phase_split"]),
             Part("gpu_instrument.py", ["tools"]),
             Part("gpu_instrument.py", ["sampler"]),
-            Part("gpu_runs.py", ["self_test"]),
-            Part("gpu_repeat.py", ["equal", "--cycles", "3", "--window-s", str(window_s), "--batch-size", "32"]),
+            Part("gpu_runs.py", ["self_test", "default", "short", "foreign"]),
+            study("equal", 32),
         ],
+        [study("equal", 1)],
     ]
 
 
@@ -93,11 +90,11 @@ def limited(command: list[str], env: dict[str, str], log: IO[str], limit_s: floa
         process.wait()
 
 
-def work(lane: list[Part], gpu: str, own_cores: str, out: Path, end_s: float, whole_s: float) -> None:
+def work(lane: list[Part], gpu: str, own_cores: str, out: Path, end_s: float) -> None:
     """Do one lane on one GPU and its cores."""
     env = bench.environment(CUDA_VISIBLE_DEVICES=gpu)
     for part in lane:
-        limit_s = end_s - (1 - part.until) * whole_s - time.monotonic() - GRACE_S
+        limit_s = end_s - time.monotonic() - GRACE_S
         if limit_s < GRACE_S:
             continue
         command = ["taskset", "-c", own_cores, sys.executable, str(HERE / part.script), str(out), *part.arguments]
@@ -120,8 +117,7 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=5)
     parser.add_argument("--window-s", type=float, default=20.0)
     a = parser.parse_args()
-    whole_s = 60 * a.minutes
-    end_s = time.monotonic() + whole_s
+    end_s = time.monotonic() + 60 * a.minutes
     a.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     bench.model()
@@ -129,7 +125,7 @@ def main() -> None:
     found, plan = gpus(), lanes(a.cycles, a.window_s)
     each = [[part for lane in plan[i :: len(found)] for part in lane] for i in range(min(len(found), len(plan)))]
     threads = [
-        threading.Thread(target=work, args=(lane, gpu, own, a.out, end_s, whole_s))
+        threading.Thread(target=work, args=(lane, gpu, own, a.out, end_s))
         for lane, gpu, own in zip(each, found, cores(len(each)), strict=False)
     ]
     for thread in threads:
