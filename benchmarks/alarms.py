@@ -1,4 +1,4 @@
-"""How often windows without a fault raise an alarm: all windows without overlap that recorded runs on an H100 hold.
+"""How often windows without a fault raise an alarm: all windows without overlap that recorded runs hold.
 
 Each recording has its own window, with quiet edges, and before it the settling, in which the same work runs and every
 tick is recorded: from its end backwards it is cut into windows of whole batches with loaded edges. `level` are those of
@@ -7,7 +7,7 @@ could still move. Each goes through the whole pipeline. An alarm is any reason o
 what was known before the settling and, of windows below 10 s, that they are short. That it did not end settled is an
 alarm of the run's own window, which is what a user gets; windows of the settling lie before that was known.
 
-    python benchmarks/alarms.py [OUT.json]
+    python benchmarks/alarms.py [OUT.json [FILE.json.gz ...]]     # without files: those of this repository
 """
 
 from collections import Counter
@@ -142,8 +142,8 @@ def rows(found: Sequence[Judged]) -> list[str]:
 
 def main() -> None:
     """Judge every window of every recording and write the record."""
-    wanted = recorded.asked(__doc__, files=False)
-    runs = [run for source in recorded.FILES for run in recorded.runs(source)]
+    wanted = recorded.asked(__doc__)
+    runs = [run for file in wanted.files for run in recorded.runs(file)]
     text: dict[str, Any] = {}
     for least_s in LENGTHS_S:
         found = [w for run in runs for w in windows(run, least_s)]

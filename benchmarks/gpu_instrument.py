@@ -287,7 +287,12 @@ def zeus_monitor() -> Any:
         from zeus.monitor import ZeusMonitor
     except ImportError:
         return None
-    return ZeusMonitor(gpu_indices=[0])
+    index = visible_devices()[0].index
+    named = os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Zeus 0.16 reads integers only, and here it may be a UUID
+    try:
+        return ZeusMonitor(gpu_indices=[index])
+    finally:
+        os.environ |= {"CUDA_VISIBLE_DEVICES": named} if named is not None else {}
 
 
 def codecarbon_tracker() -> Any:

@@ -52,20 +52,19 @@ class Recorded:
     raw: dict[str, Any]
 
 
-def asked(about: str | None, *, files: bool = True) -> argparse.Namespace:
-    """`out` and, if wanted, `files` of a benchmark that judges records: without them it prints, and takes ours."""
+def asked(about: str | None) -> argparse.Namespace:
+    """`out` and `files` of a benchmark that judges records: without them it prints, and takes ours."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT.json", help="also write the record there")
-    if files:
-        ours = [RESULTS / name for name in FILES]
-        told = f"files of gpu_repeat.py (default: {' and '.join(FILES)} of benchmarks/results)"
-        parser.add_argument("files", nargs="*", type=Path, metavar="FILE.json.gz", default=ours, help=told)
+    ours = [RESULTS / name for name in FILES]
+    told = f"files of gpu_repeat.py (default: {' and '.join(FILES)} of benchmarks/results)"
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.json.gz", default=ours, help=told)
     return parser.parse_args()
 
 
 def give(found: Mapping[str, Any], wanted: argparse.Namespace) -> None:
     """Print a record with the command that gives it, and write it if a file was named."""
-    names = [f.name for f in getattr(wanted, "files", ())]
+    names = [f.name for f in wanted.files]
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", "OUT.json", *names])
     text = json.dumps(stamp(command) | found, indent=1)
     if wanted.out:
@@ -73,12 +72,12 @@ def give(found: Mapping[str, Any], wanted: argparse.Namespace) -> None:
     print(text)
 
 
-def runs(source: str) -> Iterator[Recorded]:
+def runs(file: Path) -> Iterator[Recorded]:
     """All runs of one record of gpu_repeat.py."""
-    for row in json.loads(gzip.decompress((RESULTS / source).read_bytes()))["runs"]:
+    for row in json.loads(gzip.decompress(file.read_bytes()))["runs"]:
         result = ExperimentResult.model_validate(row["result"])
         raw = row["recording"]
-        yield Recorded(source, row["run"], result, raw if "run" in raw else completed(result, raw))
+        yield Recorded(file.name, row["run"], result, raw if "run" in raw else completed(result, raw))
 
 
 def completed(result: ExperimentResult, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def rises(rows: Sequence[tuple[float, float]], level_w: float) -> list[int]:
 
 def trace(source: str, name: str) -> str:
     """A run as the tests replay it: where it comes from, its stored result, its recording."""
-    (run,) = (r for r in runs(source) if r.name == name)
+    (run,) = (r for r in runs(RESULTS / source) if r.name == name)
     return json.dumps({"from": f"{source}: {name}", "result": json.loads(run.result.to_json()), "raw": run.raw})
 
 
