@@ -169,9 +169,9 @@ def text(results: Results) -> str:
     """The table, why an energy is missing, what failed, and where the whole results are."""
     stored, parts = results.stored, []
     if stored:
-        parts.append(comparison(statistics(results), []))
-    if any(r.synthetic for r in stored):
-        parts.append(PRETENDED)
+        pretending = {r.config_hash for r in stored if r.synthetic}
+        parts.append(comparison(statistics(results), [], pretending))
+        parts += [PRETENDED] if pretending else []
     parts += ["\n".join(lines) for lines in (_null_reasons(results), _problems(results)) if lines]
     parts.append(f"{len(stored)} of {counted(results.total, 'run')} completed")
     if stored:

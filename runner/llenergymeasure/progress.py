@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from llenergymeasure.core.plan import Run
 from llenergymeasure.core.result import ExperimentResult
+from llenergymeasure.ranking import marked
 from llenergymeasure.study_runner import Observer
 from llenergymeasure.wording import counted, duration_text, number
 
@@ -75,7 +76,8 @@ class Progress(Observer):
             speed = f"{number(result.tokens_per_second)} tokens/s"
             energy = result.energy_per_output_token_j
             shown = f", {number(energy)} J/token" if energy is not None else ""
-            self._say(f"  {summary}: {speed}{shown}, {result.verdict.state}")
+            verdict = marked(result.verdict.state, synthetic=result.synthetic)
+            self._say(f"  {summary}: {speed}{shown}, {verdict}")
         else:
             self._say(f"  {summary}: FAILED: {error}")
 

@@ -23,7 +23,7 @@ class Ranked:
     @property
     def verdict(self) -> str:
         """The verdicts of its cycles; what is pretended says so."""
-        return verdict_text(self.experiment.verdicts) + (" (synthetic)" if self.synthetic else "")
+        return marked(verdict_text(self.experiment.verdicts), synthetic=self.synthetic)
 
     def mean(self, quantity: str) -> float | None:
         """The mean of a quantity, to set beside that of others; None if it was not measured or is an estimate."""
@@ -35,11 +35,19 @@ class Ranked:
         return quantity in JUDGED and estimated(self.experiment.verdicts)
 
 
-def ranked(groups: Iterable[Group]) -> list[Ranked]:
-    """Fewest joules per output token first; without counted energy, fastest first; pretended after all measured."""
-    every = []
+def marked(verdict: str, *, synthetic: bool) -> str:
+    """A verdict in words; that of something pretended says so."""
+    return f"{verdict} (synthetic)" if synthetic else verdict
+
+
+def ranked(groups: Iterable[Group], pretending: Iterable[str] = ()) -> list[Ranked]:
+    """Fewest joules per output token first; without counted energy, fastest first; pretended after all measured.
+
+    `pretending`: hashes of pretended configurations, where the results that say so are not at hand.
+    """
+    every, told = [], set(pretending)
     for i, (experiments, results) in enumerate(groups):
-        pretended = {r.measurement_config_hash for r in results if r.synthetic}
+        pretended = told | {r.measurement_config_hash for r in results if r.synthetic}
         every += [(i, e, e.config_hash in pretended) for e in experiments]
     ordered = sorted(every, key=lambda found: _place(found[1], pretended=found[2]))
     return [Ranked(place, *found) for place, found in enumerate(ordered, start=1)]

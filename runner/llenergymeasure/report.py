@@ -1,6 +1,6 @@
 """Turns results into what people read: comparison tables, plans, summaries. Gives text; printing is the CLI's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -51,9 +51,11 @@ def _with_interval(ranking: Ranked, quantity: str) -> str:
     return DASH if found is None else plus_minus(found.mean, found.half_width_95) + label
 
 
-def comparison(experiments: Sequence[ExperimentStatistics], results: Sequence[ExperimentResult]) -> str:
-    """The table that compares configurations, best first, and why an energy is missing."""
-    return _comparison(ranked([(experiments, results)]), results, None)
+def comparison(
+    experiments: Sequence[ExperimentStatistics], results: Sequence[ExperimentResult], pretending: Iterable[str] = ()
+) -> str:
+    """The table that compares configurations, best first, and why an energy is missing; `pretending` as in `ranked`."""
+    return _comparison(ranked([(experiments, results)], pretending), results, None)
 
 
 def _comparison(order: Sequence[Ranked], results: Sequence[ExperimentResult], labels: Sequence[str] | None) -> str:

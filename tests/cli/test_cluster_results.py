@@ -54,6 +54,19 @@ def test_table_compares_configurations_over_cycles() -> None:
     ]  # fmt: skip
 
 
+def test_pretended_configurations_are_marked_and_never_best_beside_measured_ones() -> None:
+    """As in the table of `llem run`: a word in the row, and a sentence below."""
+    runs = [
+        measured(3, cycle=1, config_hash=FAST, millijoules="10.00"),
+        measured(0, cycle=1, config_hash=SLOW, millijoules="90.00"),
+    ]
+    runs[0]["status"]["summary"]["synthetic"] = True
+    lines = cluster_results.text(cluster_results.results_of(study(counts={"total": 2}), runs)).splitlines()
+
+    assert [line.rpartition("  ")[2] for line in lines[2:4]] == ["valid", "valid (synthetic)"]
+    assert "Results marked synthetic are pretended, not measured." in lines
+
+
 def test_invalid_cycles_have_no_say_in_energy() -> None:
     """A result that must not be believed counts as a verdict, not as joules."""
     by_hash = {s.config_hash: s for s in cluster_results.statistics(results())}

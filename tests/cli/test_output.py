@@ -190,7 +190,7 @@ def test_terminal_shows_the_phase_once_and_each_runs_result(tmp_path: Path) -> N
     bars = [part for part in re.split(r"[\r\n]", seen) if "|" in part]
     assert not any(part.count("synthetic") > 1 for part in bars), bars
     assert any(re.match(r"synthetic bf16: .*, window\]", part) for part in bars), bars
-    assert len(re.findall(r"synthetic bf16: [\d.]+ tokens/s", seen)) == 2
+    assert len(re.findall(r"synthetic bf16: [\d.]+ tokens/s, .*[(]synthetic[)]", seen)) == 2
 
 
 def test_verbose_shows_no_counts_of_an_error(tmp_path: Path) -> None:
