@@ -20,6 +20,7 @@ from llenergymeasure.core.phase_split import LAG_S
 from llenergymeasure.core.step_response import (
     BURST_TICKS,
     FADING_S,
+    LEAST_ENDS,
     PAUSE_TICKS,
     SETTLED_S,
     Burst,
@@ -35,6 +36,7 @@ IDLE_S, CALLS = 10.0, 100
 BURSTS, BURST_S, PAUSE_S = 12, 1.2, 1.5  # at least: what ticks of up to 0.11 s need
 PAUSE_STEP_S, PAUSE_STEP = 0.0137, 0.137  # the larger of s and periods: the ends meet the ticks at all phases
 PLATEAUS, PLATEAU_S, PLATEAU_TICKS = 2, 6.0, 15  # two of so many ticks tell the jitter under load
+ROUNDS, LONGER_S = 3, 1.2  # of bursts, at most; each round's are so much longer than those of the last
 SLOWEST_S = 1.0  # bursts are not made longer for slower ticks
 MATRIX = 8192
 Load = Callable[[float], Burst]
@@ -64,11 +66,11 @@ class _Pace:
 
 @dataclass(frozen=True)
 class _Heard:
-    """What was recorded of one GPU."""
+    """What was recorded of one GPU; `loads` are all bursts and plateaus in order of time."""
 
     idle: EnergySeries
     whole: EnergySeries
-    bursts: tuple[Burst, ...]
+    loads: tuple[Burst, ...]
     plateaus: tuple[Burst, ...]
     no_load_reason: str | None
 
@@ -93,7 +95,8 @@ def run() -> str:
 def examine(device: Device, position: int, *, load: Load | None = None, idle_s: float) -> SelfTest:
     """Test one GPU, the `position`-th that CUDA sees.
 
-    It takes 12 s without a load; with one a minute at ticks of up to 0.1 s, 2.5 minutes at 0.5 s, 5 at most.
+    It takes 12 s without a load; with one a minute at ticks of up to 0.1 s, 2.5 minutes at 0.5 s, 5 at most. Where too
+    few ends tell the lag, more rounds of bursts follow: up to 3 minutes in all at 0.1 s, 7 at 0.5 s, 12.5 at most.
     """
     walls_s, processor_s = _call_costs(device)
     heard = _hear(device, position, load, idle_s)
@@ -120,7 +123,7 @@ def examine(device: Device, position: int, *, load: Load | None = None, idle_s: 
 def _lag(heard: _Heard) -> Lag:
     if heard.no_load_reason:
         return Lag(None, None, 0, heard.no_load_reason)
-    return lag(heard.whole, (*heard.bursts, *heard.plateaus))
+    return lag(heard.whole, heard.loads)
 
 
 def _call_costs(device: Device) -> tuple[list[float], float]:
@@ -145,15 +148,29 @@ def _hear(device: Device, position: int, load: Load | None, idle_s: float) -> _H
         time.sleep(idle_s)
         idle_until_s = sampler.mark()
         pace = _Pace.of(sampler.series(device.uuid).period_s)
-        bursts = _bursts(made, BURSTS, pace.burst_s, pace) if made else ()
-        plateaus = _bursts(made, PLATEAUS, pace.plateau_s, pace) if made else ()
+        loads, plateaus = _loads(made, pace, lambda: sampler.series(device.uuid)) if made else ((), ())
         sampler.mark()
         whole = sampler.finish({}).series[device.uuid]
     finally:
         sampler.stop()
         sampler.discard()
     idle = EnergySeries(tuple(t for t in whole.ticks if t.after_s < idle_until_s))
-    return _Heard(idle, whole, bursts, plateaus, reason)
+    return _Heard(idle, whole, loads, plateaus, reason)
+
+
+def _loads(load: Load, pace: _Pace, so_far: Callable[[], EnergySeries]) -> tuple[tuple[Burst, ...], tuple[Burst, ...]]:
+    """All loads in order of time, and the plateaus among them.
+
+    While too few ends tell the lag, a round of longer bursts follows: their power has more time to become level.
+    """
+    bursts = _bursts(load, BURSTS, pace.burst_s, pace)
+    plateaus = _bursts(load, PLATEAUS, pace.plateau_s, pace)
+    loads = (*bursts, *plateaus)
+    for number in range(1, ROUNDS):
+        if lag(so_far(), loads).ends >= LEAST_ENDS:
+            break
+        loads = (*loads, *_bursts(load, BURSTS, pace.burst_s + number * LONGER_S, pace))
+    return loads, plateaus
 
 
 def _bursts(load: Load, count: int, seconds: float, pace: _Pace) -> tuple[Burst, ...]:
@@ -223,9 +240,13 @@ def _lines(test: SelfTest) -> Sequence[str]:
     if test.lag.lag_s is not None:
         by = f"standard uncertainty {_ms(test.lag.uncertainty_s)}, from {test.lag.ends} ends"
         found.append(f"    it shows the end of a load {_ms(test.lag.lag_s)} late ({by})")
+        if test.lag.left_out:
+            found.append(f"    ends left out: {test.lag.left_out}")
     else:
         found.append(f"    how late it shows the end of a load is unknown: {test.lag.reason};")
         found.append(f"    runs count on {_ms(LAG_S)}")
+    if test.lag.tried:
+        found.append(f"    loads that were tried: {test.lag.tried}")
     if test.plateau_ratio is not None:
         found.append(f"    under steady load it counts {100 * test.plateau_ratio:.2f} % of power times time")
     return found

@@ -139,7 +139,8 @@ def test_a_lag_that_scatters_is_none_and_says_so() -> None:
     assert found.uncertainty_s > 0.004
     assert "above 4 ms" in str(found.reason)
     early = lag(sharp(0.0), [replace(b, end_s=b.end_s + 0.02) for b in BURSTS])
-    assert (early.lag_s, early.reason) == (None, "the ends of load were seen 20.0 ms before they came")
+    assert early.lag_s is None
+    assert early.reason == f"the ends of load were seen 20.0 ms before they came; left out: {early.left_out}"
 
 
 def test_what_is_not_level_is_no_step() -> None:
@@ -158,27 +159,46 @@ def test_without_steps_there_is_no_lag() -> None:
                           (sharp(0), ()), (sharp(0), BURSTS[:5])):  # fmt: skip
         found = lag(ticks, bursts)
         assert (found.lag_s, found.uncertainty_s) == (None, None)
-        assert "usable (level power and timely ticks on both sides), 6 are needed" in str(found.reason)
+        few = f"ends of load that agree: {found.ends} of {len(bursts)}, at least 6 are needed"
+        assert str(found.reason).startswith(few)
 
 
 @pytest.mark.parametrize(
-    ("bursts", "reason"),
+    ("bursts", "left_out"),
     [
-        (BURSTS[:5], "5 of 5 ends of load are usable"),
-        (BURSTS[:1], "1 of 1 end of load is usable"),
-        ([*BURSTS[:1], *(replace(b, end_s=b.start_s + 0.3) for b in BURSTS[1:])], "1 of 12 ends of load is usable"),
-        ([replace(b, end_s=b.end_s + 0.002 * i) for i, b in enumerate(BURSTS[:6])], None),
-        ([replace(b, end_s=b.end_s + 0.08 * (i == 2)) for i, b in enumerate(BURSTS[:6])], "5 of 6 usable ends of load agree, 6 are needed"),
+        (BURSTS[:5], None),
+        ([*BURSTS[:1], *(replace(b, end_s=b.start_s + 0.3) for b in BURSTS[1:])], "11 with too few ticks around them"),
+        ([replace(b, end_s=b.end_s + 0.08 * (i == 2)) for i, b in enumerate(BURSTS[:6])], "1 far from the others"),
     ],
-    ids=["too few", "one", "one of many", "all", "not alike"],
+    ids=["none", "too short", "not alike"],
 )  # fmt: skip
-def test_ends_that_cannot_be_used_are_told_apart_from_ends_that_differ(
-    bursts: Sequence[Burst], reason: str | None
-) -> None:
-    """Longer bursts help against the one, nothing against the other."""
+def test_a_lag_from_too_few_ends_is_none_and_counts_the_others(bursts: Sequence[Burst], left_out: str | None) -> None:
+    """How many ends agree, of how many, and why the others do not count."""
     found = lag(sharp(0.012), bursts)
-    assert (found.reason or "").startswith(reason or "")
-    assert (found.reason is None) == (reason is None)
+    told = f"ends of load that agree: {found.ends} of {len(bursts)}, at least 6 are needed"
+    assert found.reason == (f"{told}; left out: {left_out}" if left_out else told)
+    assert found.left_out == left_out
+
+
+def test_ends_are_left_out_each_for_its_own_reason() -> None:
+    """Too short, not level, hardly a step, read slowly: each is counted, and the lag comes from the rest."""
+    bursts = [replace(b, end_s=b.end_s - 0.7 * (i == 0)) for i, b in enumerate(BURSTS)]
+    power = [made.Piece(0, 200, 120, 120)]
+    for number, b in enumerate(bursts):
+        first_w = 0 if number in {1, 2} else 20 if number == 3 else 380
+        power.append(made.Piece(b.start_s, b.end_s, first_w, 20 if number == 3 else 380))
+    ticks = list(series(bursts, made.Counter(0.1, 0.3, 0.012), power).ticks)
+    for i, tick in enumerate(ticks):
+        if any(abs(tick.t_s - b.end_s) < 0.1 for b in bursts[4:6]):
+            ticks[i] = replace(tick, before_s=tick.before_s - 0.01, after_s=tick.after_s + 0.01)
+    found = lag(EnergySeries(tuple(ticks)), bursts)
+    assert found.lag_s == pytest.approx(0.012, abs=1e-6)
+    assert (found.ends, found.reason) == (6, None)
+    assert found.tried == "1 of 0.5 s, 11 of 1.2 s"
+    assert found.left_out == (
+        "1 with too few ticks around them, 2 after power that was not level, "
+        "1 with too small a step of power, 2 read too slowly"
+    )
 
 
 def test_a_plateau_is_power_times_time() -> None:

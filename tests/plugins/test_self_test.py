@@ -4,13 +4,14 @@ import json
 import re
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fakes import tick_generator as made
-from fakes.nvml_script import Gpu, Machine
+from fakes.nvml_script import AHEAD_S, Gpu, Machine
 from fakes.patience import until_sure
 from llenergymeasure import self_test, sensor_cache
 from llenergymeasure.core import registry
@@ -87,35 +88,131 @@ def test_it_finds_the_scripts_beat_lag_and_cost(machine: Machine, short: None) -
     assert found.jitter_s > 0
 
 
+class MadeUpTime:
+    """A GPU in a time of its own: its power swings for so long after each start, then it is level."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, period_s: float, level_after_s: float = 0.0) -> None:
+        self.now_s, self.period_s, self.level_after_s = 10.0, period_s, level_after_s
+        self.work: list[made.Piece | made.Ripple] = []
+        monkeypatch.setattr(time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_s += seconds
+
+    def load(self, seconds: float) -> Burst:
+        """Draw 500 W instead of 120 W."""
+        start_s = self.now_s
+        self.sleep(seconds)
+        swings_s = min(self.level_after_s, seconds)
+        self.work += [
+            made.Piece(start_s, self.now_s, 380, 380),
+            made.Ripple(start_s, start_s + swings_s, 250 if swings_s else 0, 3.3 * self.period_s),
+        ]
+        return Burst(start_s, self.now_s)
+
+    def series(self) -> EnergySeries:
+        """The ticks until now, 12 ms late."""
+        power = [made.Piece(0, self.now_s, 120, 120), *self.work]
+        ticks = made.record(power, made.Counter(self.period_s, 0.3, 0.012), 1, self.now_s)
+        return EnergySeries(tuple(Tick(*row) for row in ticks))
+
+    def loads(self) -> tuple[tuple[Burst, ...], tuple[Burst, ...]]:
+        """What the self-test makes of it."""
+        return self_test._loads(self.load, self_test._Pace.of(self.period_s), self.series)
+
+
 @pytest.mark.parametrize("period_s", [0.02, 0.1, 0.2, 0.5, 1.0])
 def test_bursts_and_pauses_last_as_long_as_the_ticks_need(period_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every end of load tells the lag, and plateaus have quiet edges, at any period; in at most five minutes."""
-    now_s = 10.0
+    gpu = MadeUpTime(monkeypatch, period_s)
+    loads, plateaus = gpu.loads()
+    series = gpu.series()
 
-    def pass_by(seconds: float) -> None:
-        nonlocal now_s
-        now_s += seconds
-
-    def load(seconds: float) -> Burst:
-        start_s = now_s
-        pass_by(seconds)
-        return Burst(start_s, now_s)
-
-    monkeypatch.setattr(time, "sleep", pass_by)
-    pace = self_test._Pace.of(period_s)
-    bursts = self_test._bursts(load, self_test.BURSTS, pace.burst_s, pace)
-    plateaus = self_test._bursts(load, self_test.PLATEAUS, pace.plateau_s, pace)
-    power = [made.Piece(0, now_s, 120, 120), *(made.Piece(b.start_s, b.end_s, 380, 380) for b in (*bursts, *plateaus))]
-    ticks = made.record(power, made.Counter(period_s, 0.3, 0.012), 1, now_s)
-    series = EnergySeries(tuple(Tick(*row) for row in ticks))
-
-    found = lag(series, (*bursts, *plateaus))
+    found = lag(series, loads)
     assert found.lag_s == pytest.approx(0.012, abs=1e-6)
     assert (found.ends, found.reason) == (14, None)
     assert plateau_ratio(series, plateaus) == pytest.approx(1.0, abs=1e-3)
-    under_load = self_test._under_load(self_test._Heard(series, series, bursts, plateaus, None))
+    under_load = self_test._under_load(self_test._Heard(series, series, loads, plateaus, None))
     assert under_load.measured_jitter is not None
-    assert now_s < 300
+    assert gpu.now_s < 300
+
+
+def test_longer_bursts_follow_where_power_is_not_level_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that needs a second to be level tells its lag in the second round: no third one is made."""
+    gpu = MadeUpTime(monkeypatch, 0.1, level_after_s=1.0)
+    loads, _ = gpu.loads()
+    found = lag(gpu.series(), loads)
+    assert found.lag_s == pytest.approx(0.012, abs=1e-6)
+    assert found.ends == 14
+    assert found.tried == "12 of 1.2 s, 2 of 6.0 s, 12 of 2.4 s"
+    assert found.left_out == "12 after power that was not level"
+    assert loads == tuple(sorted(loads, key=lambda b: b.start_s))
+
+
+@pytest.mark.parametrize(("period_s", "minutes"), [(0.1, 3), (0.5, 7), (1.0, 12.5)])
+def test_after_the_last_round_the_lag_stays_unknown(
+    period_s: float, minutes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is never level: three rounds, every end counted with its reason, in the time that is documented."""
+    gpu = MadeUpTime(monkeypatch, period_s, level_after_s=1000)
+    loads, _ = gpu.loads()
+    found = lag(gpu.series(), loads)
+    assert found.reason == (
+        "ends of load that agree: 0 of 38, at least 6 are needed; left out: 38 after power that was not level"
+    )
+    assert gpu.now_s + 2 < 60 * minutes  # it began at 10 s, as long as the GPU idles; 2 s start the recording
+
+
+def restless(machine: Machine, gpu: Gpu, seconds: float, level_after_s: float) -> Burst:
+    """A load whose power jumps between 200 and 800 W at first, then is 600 W."""
+    start_s = time.monotonic() + AHEAD_S
+    jumps_s = min(level_after_s, seconds)
+    gpu.power += [(start_s + 0.05 * i, (800.0, 200.0)[i % 2]) for i in range(round(jumps_s / 0.05))]
+    if level_after_s < seconds:
+        gpu.power.append((start_s + level_after_s, 600.0))
+    machine.play(gpu)
+    time.sleep(start_s + seconds - time.monotonic())
+    return Burst(start_s, machine.draw(gpu, 120.0))
+
+
+@pytest.fixture
+def restless_gpu(machine: Machine, short: None, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """A GPU of quick ticks, and rounds of 8 bursts that become 0.5 s longer, without plateaus."""
+    for name, value in {"BURSTS": 8, "PLATEAUS": 0, "LONGER_S": 0.5}.items():
+        monkeypatch.setattr(self_test, name, value)
+    gpu = Gpu(uuid=A, power=[(0.0, 120.0)], period_s=0.02, lag_s=0.015)
+    machine.play(gpu)
+    return gpu
+
+
+def test_a_second_round_finds_the_lag_of_a_restless_gpu(machine: Machine, restless_gpu: Gpu) -> None:
+    """Bursts of 0.5 s end before the power is level, those of 1 s after it."""
+
+    def examined() -> SelfTest:
+        load = partial(restless, machine, restless_gpu, level_after_s=0.75)
+        return self_test.examine(visible_devices()[0], 0, load=load, idle_s=1.0)
+
+    starved = ("read too slowly", "far from the others", "standard uncertainty")
+    for found in until_sure(examined, lambda f: [f.lag.reason], starved=starved):
+        assert "after power that was not level" in str(found.lag.left_out)
+        if found.lag.reason is None:
+            assert found.lag.lag_s == pytest.approx(0.015, abs=0.005)
+            assert found.lag.ends >= 6
+
+
+def test_a_gpu_that_is_never_level_is_tried_three_times_and_the_reason_said(
+    machine: Machine, restless_gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The self-test ends after the third round, with how many ends there were and why they were left out."""
+    monkeypatch.setattr(self_test, "BURSTS", 2)
+    load = partial(restless, machine, restless_gpu, level_after_s=1000)
+    monkeypatch.setattr(self_test, "_torch_load", lambda _position: (load, None))
+    text = self_test.run()
+    assert re.search(r"unknown: ends of load that agree: \d of 6, at least 6 are needed; left out: \d", text)
+    assert "after power that was not level" in text
+    assert re.search(r"loads that were tried: \d of 0\.\d s, .*\d of 1\.[01] s, .*\d of 1\.[5-9] s", text)
+    assert known(A).lag.lag_s is None
 
 
 def test_without_a_load_the_rest_is_found_and_said(
@@ -176,6 +273,10 @@ def test_what_is_said_of_jitter_and_lag() -> None:
     vague = findings(lag=Lag(None, 0.007, 14, "its standard uncertainty is 7.0 ms, above 4 ms"))
     assert "unknown: its standard uncertainty is 7.0 ms, above 4 ms;\n    runs count on 12.0 ms" in "\n".join(
         self_test._lines(vague)
+    )
+    some = findings(lag=Lag(0.013, 0.001, 14, tried="12 of 1.2 s, 12 of 2.4 s", left_out="10 read too slowly"))
+    assert "ends left out: 10 read too slowly\n    loads that were tried: 12 of 1.2 s, 12 of 2.4 s" in "\n".join(
+        self_test._lines(some)
     )
 
 

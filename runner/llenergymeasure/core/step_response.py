@@ -6,7 +6,8 @@ if the counter had seen the start tens of milliseconds early. Before an end the 
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
@@ -33,6 +34,13 @@ BURST_TICKS = LEVEL_TICKS + 2
 PAUSE_TICKS = LEVEL_TICKS + 3
 """Likewise after it; quiet edges of plateaus leave out one more."""
 
+FEW_TICKS = "with too few ticks around them"
+SLOW = "read too slowly"
+NOT_LEVEL = "after power that was not level"
+SMALL_STEP = "with too small a step of power"
+FAR_OFF = "far from the others"
+"""Why ends of load are left out."""
+
 
 @dataclass(frozen=True)
 class Burst:
@@ -46,13 +54,16 @@ class Burst:
 class Lag:
     """By how much a counter shows the end of a load late, s, with its standard uncertainty, from so many ends.
 
-    `lag_s` is None with a `reason`; the uncertainty may be known even then.
+    `lag_s` is None with a `reason`; the uncertainty may be known even then. `tried` counts the loads by their length,
+    `left_out` those of their ends that told nothing by why not.
     """
 
     lag_s: float | None
     uncertainty_s: float | None
     ends: int
     reason: str | None = None
+    tried: str | None = None
+    left_out: str | None = None
 
 
 def lag(series: EnergySeries, bursts: Sequence[Burst]) -> Lag:
@@ -63,24 +74,29 @@ def lag(series: EnergySeries, bursts: Sequence[Burst]) -> Lag:
     """
     starts = [*(b.start_s for b in bursts[1:]), math.inf]
     seen = [(_seen_s(series, b, next_s), b.end_s) for b, next_s in zip(bursts, starts, strict=False)]
-    late = [s - end_s for s, end_s in seen if s is not None]
+    late = [s - end_s for s, end_s in seen if not isinstance(s, str)]
     middle = median(late) if late else 0.0
     far_s = max(OUTLIER * 1.4826 * median(abs(x - middle) for x in late), SAME_S) if late else 0.0
     kept = [x for x in late if abs(x - middle) <= far_s]
+    tried = _counted(f"of {b.end_s - b.start_s:.1f} s" for b in bursts)
+    left_out = _counted([*(s for s, _ in seen if isinstance(s, str)), *[FAR_OFF] * (len(late) - len(kept))])
     if len(kept) < LEAST_ENDS:
-        return Lag(None, None, len(kept), _too_few(len(seen), len(late), len(kept)))
+        few = f"ends of load that agree: {len(kept)} of {len(seen)}, at least {LEAST_ENDS} are needed"
+        return Lag(None, None, len(kept), _because(few, left_out), tried, left_out)
     # Student's t has the variance (n-1)/(n-3): the spread of few ends is uncertain itself
     u_s = stdev(kept) * math.sqrt((len(kept) - 1) / (len(kept) - 3) / len(kept))
-    reason = _doubt(fmean(kept), u_s)
-    return Lag(None if reason else fmean(kept), u_s, len(kept), reason)
+    doubt = _doubt(fmean(kept), u_s)
+    reason = _because(doubt, left_out) if doubt else None
+    return Lag(None if reason else fmean(kept), u_s, len(kept), reason, tried, left_out)
 
 
-def _too_few(ends: int, usable: int, agreeing: int) -> str:
-    """Whether the ticks told too little of the ends of load, or what they told differs."""
-    if usable < LEAST_ENDS:
-        what = f"{usable} of {ends} {'end' if ends == 1 else 'ends'} of load {'is' if usable == 1 else 'are'} usable"
-        return f"{what} (level power and timely ticks on both sides), {LEAST_ENDS} are needed"
-    return f"{agreeing} of {usable} usable ends of load agree, {LEAST_ENDS} are needed"
+def _counted(words: Iterable[str]) -> str | None:
+    """How often each word comes, in order of its first time; None without any."""
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).items()) or None
+
+
+def _because(reason: str, left_out: str | None) -> str:
+    return f"{reason}; left out: {left_out}" if left_out else reason
 
 
 def _doubt(lag_s: float, uncertainty_s: float) -> str | None:
@@ -92,8 +108,8 @@ def _doubt(lag_s: float, uncertainty_s: float) -> str | None:
     return None
 
 
-def _seen_s(series: EnergySeries, burst: Burst, next_s: float) -> float | None:
-    """When the counter saw the end of a load; None if ticks or powers around it do not tell.
+def _seen_s(series: EnergySeries, burst: Burst, next_s: float) -> float | str:
+    """When the counter saw the end of a load, s; if ticks or powers around it do not tell, why it is left out.
 
     From the last tick t₁ before it to one t₂ after it the energy is P₁·(s - t₁) + P₂·(t₂ - s), which gives s.
     """
@@ -101,12 +117,12 @@ def _seen_s(series: EnergySeries, burst: Burst, next_s: float) -> float | None:
     before, after = bisect_right(times, burst.end_s) - 1, bisect_left(times, burst.end_s + FADING_S)
     first, last = before - LEVEL_TICKS, after + LEVEL_TICKS
     if first < 0 or last >= len(ticks) or times[first] < burst.start_s + SETTLED_S or times[last] > next_s:
-        return None
+        return FEW_TICKS
     widths_s = [t.after_s - t.before_s for t in ticks]
     usual_s = median(widths_s)
     widest_s = max(SLOW_READING * usual_s, FINE_S)
     if max(widths_s[before], widths_s[after]) > widest_s:
-        return None
+        return SLOW
 
     def power_w(a: int, b: int) -> float:
         return (ticks[b].joules - ticks[a].joules) / (times[b] - times[a])
@@ -114,8 +130,12 @@ def _seen_s(series: EnergySeries, burst: Burst, next_s: float) -> float | None:
     load_w, idle_w = power_w(first, before), power_w(after, last)
     powers_w = [power_w(k, k + 1) for k in range(first, before) if max(widths_s[k : k + 2]) <= widest_s]
     allowed_w = load_w * (LEVEL_SPREAD + 2 * usual_s / (series.period_s or math.inf))
-    if not powers_w or max(powers_w) - min(powers_w) > allowed_w or load_w - idle_w < LEAST_STEP * load_w:
-        return None
+    if not powers_w:
+        return SLOW
+    if max(powers_w) - min(powers_w) > allowed_w:
+        return NOT_LEVEL
+    if load_w - idle_w < LEAST_STEP * load_w:
+        return SMALL_STEP
     energy = ticks[after].joules - ticks[before].joules
     return (energy + load_w * times[before] - idle_w * times[after]) / (load_w - idle_w)
 
