@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 STATUS_PACE_S = 1.0
 REST_S, RESTS = 0.2, 3.0  # between two looks, s, and as a multiple of what the last one took: all studies share a loop
-EVENTS_EVERY_S = 20.0
+EVENTS_EVERY_S = 10.0  # below the time between two looks, so that each look at a silent start reads them
 TROUBLE_PAUSE_S = 15.0
 DISPENSABLE = ("manifest", "nodes", "baselines", "active", "recentFailures", "skipped", "best", "logTail", "warnings")
 """What a status can do without when the API server finds it too large or refuses a part of it."""

@@ -50,7 +50,7 @@ def config(
         bool,
         typer.Option(
             "--self-test",
-            help="Measure each GPU's energy counter, with a load: a minute per GPU, up to five where it ticks slowly.",
+            help="Measure each GPU's energy counter with a load: 1 to 3 minutes per GPU, longer where it ticks slowly.",
         ),
     ] = False,
 ) -> None:

@@ -13,6 +13,7 @@ from fakes.workloads import condition, job, pod, running
 from fakes.world import World, study
 from llem_operator.api import ApiError
 from llem_operator.attempts import Ended, progress
+from llem_operator.timestamps import whole_seconds
 
 SHORT = {"deadlines": {"pendingSeconds": 240}}
 
@@ -73,6 +74,24 @@ def test_a_pod_that_never_starts_for_no_reason_is_tried_again_after_its_deadline
         await world.until_over(limit_s=400)
         assert rows(world) == [("Failed", "PodStarting"), ("Completed", "ResultStored")]
         assert used(world) == {"infrastructure": 1}
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("after_s", [14.0, 17.0, 22.0, 29.0])
+def test_a_volume_that_is_missed_late_is_told_at_the_next_look(after_s: float) -> None:
+    """The kubelet speaks when the pod's Events have been read before: they are read again at each look."""
+
+    async def scenario() -> None:
+        world = begun(lambda *_: Life(waiting=("ContainerCreating", "")))
+        await world.until(lambda: any(p["spec"].get("nodeName") for p in world.server.all("pods")), step_s=0.05)
+        await asyncio.sleep(after_s)
+        (pod_,) = world.server.all("pods")
+        about = {"uid": pod_["metadata"]["uid"], "name": pod_["metadata"]["name"]}
+        told = {"reason": "FailedMount", "message": 'secret "s" not found', "involvedObject": about}
+        stamp = whole_seconds(virtual_time.now())
+        world.server.create("events", {"metadata": {"generateName": "e"}, **told, "lastTimestamp": stamp})
+        await world.until(lambda: world.reason(world.experiment()) == "ContainerConfig", limit_s=20)
 
     play(scenario)
 
