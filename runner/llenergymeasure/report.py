@@ -107,11 +107,9 @@ def _extent(found: Finding) -> str:
 
 def single(result: ExperimentResult) -> str:
     """The summary of one experiment."""
-    setup = f"{result.backend} {result.effective_config.get('precision')}"
-    setup += f", batch {result.engine_effective['batch_size']}" if "batch_size" in result.engine_effective else ""
     lines = [
         ("model", f"{result.model}" + (f" @ {_short(result.model_revision)}" if result.model_revision else "")),
-        ("configuration", setup),
+        ("configuration", _setup(result)),
         ("output tokens/s", number(result.tokens_per_second)),
         ("J/output token", _with_width(result.energy_per_output_token_j, result.uncertainty.comparison)),
         ("total energy (J)", number(result.energy_total_j)),
@@ -129,6 +127,15 @@ def single(result: ExperimentResult) -> str:
     width = max(len(k) for k, _ in lines)
     text = [f"{k.ljust(width)}  {v}" for k, v in lines]
     return "\n".join([*text, *_why_not([result]), *notes([result])])
+
+
+def _setup(result: ExperimentResult) -> str:
+    """Backend, precision, and how many requests ran at once."""
+    named = f"{result.backend} {result.effective_config.get('precision')}"
+    if result.window_mode == "saturated":
+        return f"{named}, concurrency {result.work.concurrency}"
+    size = result.engine_effective.get("batch_size")
+    return named if size is None else f"{named}, batch {size}"
 
 
 def _work(result: ExperimentResult) -> list[str]:

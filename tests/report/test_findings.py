@@ -109,6 +109,22 @@ def test_latencies_are_named_after_what_they_are_of(modes: list[str], word: str)
     assert all(f"\n{latency_of([r])} p50 (ms)  " in single(r) for r in results)
 
 
+@pytest.mark.parametrize(
+    ("of", "told"),
+    [
+        ({"engine_effective": {"batch_size": 4}}, "batch 4"),
+        (
+            {"engine_effective": {"batch_size": 1}, "window_mode": "saturated", "work": {"concurrency": 8}},
+            "concurrency 8",
+        ),
+    ],
+)
+def test_a_run_names_how_many_requests_ran_at_once(of: dict[str, Any], told: str) -> None:
+    """With continuous batching no batch has a size."""
+    line = next(x for x in single(result(**of)).splitlines() if x.startswith("configuration"))
+    assert line.endswith(f", {told}")
+
+
 def test_headline_gives_figure_interval_and_the_next_one() -> None:
     """The best one with its interval; the ratio to the next with the interval of the comparison."""
     told = study(
