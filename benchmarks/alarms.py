@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from statistics import correlation, linear_regression
+from statistics import correlation, linear_regression, median
 from typing import Any
 
 import recorded
@@ -41,7 +41,7 @@ class Judged:
     end_s: float
     alarms: tuple[str, ...]
     power_drift: float | None
-    pace_drift: float | None  # None where batches cannot be seen
+    pace_drift: float | None  # None where batches were neither recorded nor seen well
 
 
 def codes(result: ExperimentResult, kind: str) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ def cut(seen: Observation, cuts: Sequence[float]) -> Observation:
 
 def judged(run: recorded.Recorded, kind: str, seen: Observation) -> Judged:
     """What is said of a window."""
-    result, single = record.build(seen), seen.work.concurrency == 1
+    result, told = record.build(seen), run.has_batches and kind == "own"
     return Judged(
         run=f"{run.source.split('_')[1]} {run.name}",
         kind=kind,
@@ -108,8 +108,15 @@ def judged(run: recorded.Recorded, kind: str, seen: Observation) -> Judged:
         end_s=round(seen.window.end_s, 3),
         alarms=codes(result, kind),
         power_drift=result.conditions.power_drift,
-        pace_drift=None if single else result.conditions.pace_drift,
+        pace_drift=result.conditions.pace_drift if told or well_cut(seen) else None,
     )
+
+
+def well_cut(seen: Observation) -> bool:
+    """Whether batches were told apart by their prefills: more than single prompts, and no peak missed or invented."""
+    lengths_s = [g.end_s - g.start_s for g in seen.generations]
+    usual_s = median(lengths_s)
+    return seen.work.concurrency != 1 and all(abs(x - usual_s) < recorded.ODD * usual_s for x in lengths_s)
 
 
 def pace(found: Sequence[Judged]) -> dict[str, float]:
@@ -150,6 +157,7 @@ def main() -> None:
         text[f"windows_of_{least_s:g}_s"] = summary(found) | {"with_alarms": rows(found)}
         if least_s == max(LENGTHS_S):  # shorter ones hold too few batches to tell their pace
             text["pace"] = pace(found)
+            text["pace_of_own_windows"] = pace([w for w in found if w.kind == "own"])
     recorded.give(text, wanted)
 
 

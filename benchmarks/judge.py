@@ -43,6 +43,7 @@ class Run:
     recording: EnergyRecord
     window_s: float
     wait_s: float
+    cuts_s: tuple[float, ...]  # when batches began and the last one ended; empty where that was not recorded
 
     @property
     def series(self) -> EnergySeries:
@@ -77,7 +78,9 @@ def _run(source: str, row: Mapping[str, Any], wait_s: float) -> Run:
     batch, seed = result["engine_effective"]["batch_size"], result["effective_config"].get("random_seed", 42)
     key = f"batch {batch} seed {seed}"
     waited_s = wait_s if seed == PLANTED_SEED else 0.0
-    return Run(source, key, cycle, gpu, result, recording, row["recording"]["window_s"], waited_s)
+    batches = row["recording"].get("run", {}).get("batches") or []
+    cuts_s = (*(b["start_s"] for b in batches), *(b["end_s"] for b in batches[-1:]))
+    return Run(source, key, cycle, gpu, result, recording, row["recording"]["window_s"], waited_s, cuts_s)
 
 
 def groups(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:

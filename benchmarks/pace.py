@@ -1,10 +1,12 @@
 """What a slower batch costs inside one window: each batch's energy against the time it took, within each run.
 
-Reads the files that gpu_repeat.py wrote; needs no GPU. Prefill draws more than decoding and shows in the driver's
-sample buffer (one power every 20 ms), so the batches of a window can be told apart where they are large enough for a
-peak. Over the batches of all runs, each run less its own means, the slope of energy over time is the power of the time
-that makes a batch slower: near the power of a GPU that waits, if the host sets the pace; near the mean power of the
-work, if the GPU does. At constant temperature, and independent of the scatter between processes (scatter.py).
+Reads the files that gpu_repeat.py wrote; needs no GPU. Recordings hold when each batch began. In those of the first
+format prefill, which draws more than decoding, shows in the driver's sample buffer (one power every 20 ms), so that
+batches can be told apart where they are large enough for a peak; peaks are found to 6 ms, and what one batch gains by
+that the next one loses, at the mean power, so that the slope is some tens of W too high. Over the batches of all runs,
+each run less its own means, the slope of energy over time is the power of the time that makes a batch slower: near the
+power of a GPU that waits, if the host sets the pace; near the mean power of the work, if the GPU does. At constant
+temperature, and independent of the scatter between processes (scatter.py).
 
     python benchmarks/pace.py [OUT.json [FILE.json.gz ...]]     # without files: those of this repository
 """
@@ -17,22 +19,21 @@ from statistics import fmean, median
 from typing import Any
 
 from judge import Run, read
-from recorded import PREFILL, asked, give, rises
+from recorded import ODD, PREFILL, asked, give, rises
 
 LEAST_BATCHES = 6
-ODD = 0.3  # a batch that differs by more from the median time has a peak missed or invented
 
 
 def batches(run: Run) -> list[tuple[float, float]]:
-    """Seconds and joules from one prefill's beginning to the next one's; empty where peaks do not show."""
+    """Seconds and joules of batches, from recorded beginnings or from prefills; empty where neither is there."""
     rows = [(s.t_s, s.power_w) for s in run.recording.samples[run.gpu] if -0.1 <= s.t_s <= run.window_s + 0.1]
     if len(rows) < 2:
         return []
     level_w = PREFILL * median(p for _, p in rows)
-    crossings = [_crossing(rows[i - 1], rows[i], level_w) for i in rises(rows, level_w)]
+    cuts = run.cuts_s or [_crossing(rows[i - 1], rows[i], level_w) for i in rises(rows, level_w)]
     times = [t for t, _ in rows]
     joules = [0.0, *accumulate((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(rows))]
-    found = [(b - a, _at(times, joules, b) - _at(times, joules, a)) for a, b in pairwise(crossings)]
+    found = [(b - a, _at(times, joules, b) - _at(times, joules, a)) for a, b in pairwise(cuts)]
     usual = median(t for t, _ in found) if found else 0.0
     kept = [x for x in found if abs(x[0] - usual) < ODD * usual]
     return kept if len(kept) >= LEAST_BATCHES else []

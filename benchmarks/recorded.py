@@ -38,18 +38,20 @@ TRACES = {
 }
 PREFILL = 1.35  # times the median power: batches of 8 and 32 reach 1.6 times and more, decoding does not
 LEAST_BATCH_S = 0.5
+ODD = 0.3  # a batch that differs by more of the median length has a peak missed or invented
 KNOWN_BEFORE = ("not_settled", "no_settling", "random_weights", "warmup_not_converged")
 FIRST_SELF_TEST = "the self-test of that day had its lag from starts of load, whose surge falsifies it"
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run: its file, its name, what was stored of it, its recording."""
+    """One run: its file, its name, what was stored of it, its recording; whether that has the window's batches."""
 
     source: str
     name: str
     result: ExperimentResult
     raw: dict[str, Any]
+    has_batches: bool
 
 
 def asked(about: str | None) -> argparse.Namespace:
@@ -77,7 +79,8 @@ def runs(file: Path) -> Iterator[Recorded]:
     for row in json.loads(gzip.decompress(file.read_bytes()))["runs"]:
         result = ExperimentResult.model_validate(row["result"])
         raw = row["recording"]
-        yield Recorded(file.name, row["run"], result, raw if "run" in raw else completed(result, raw))
+        whole = "run" in raw
+        yield Recorded(file.name, row["run"], result, raw if whole else completed(result, raw), whole)
 
 
 def completed(result: ExperimentResult, raw: Mapping[str, Any]) -> dict[str, Any]:

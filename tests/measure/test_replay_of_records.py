@@ -130,7 +130,7 @@ def test_the_page_says_what_the_records_of_the_h200_give(
     """Scatter, equal work, planted difference and polled power, judged anew from the recorded ticks."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     files, told = [str(ROOT / "benchmarks/results" / name) for name in H200], {}
-    for name in ("judge", "polling"):
+    for name in ("alarms", "judge", "pace", "polling"):
         monkeypatch.setattr("sys.argv", [f"benchmarks/{name}.py", os.devnull, *files])
         importlib.import_module(name).main()
         told[name] = json.loads(capsys.readouterr().out)
@@ -141,9 +141,13 @@ def test_the_page_says_what_the_records_of_the_h200_give(
     assert f"pooled **{100 * judged['spread']['pooled_cv']:.2f} %**" in page
     assert f"ratio {equal['ratio']:.3f} (95 %: {equal['low']:.3f} to {equal['high']:.3f}): holds 1" in page
     assert f"ratio {waited['ratio']:.3f} ({waited['low']:.3f} to {waited['high']:.3f})" in page
-    assert f"alone {waited['planted_ratio']:.3f}" in page
+    assert f"idle power {waited['planted_ratio']:.3f}" in page
     assert equal["planted_ratio"] == 1.0
     assert f"holds 1 in {halves['interval_holds_1']} of {halves['pairs']} pairs" in page
+    drift, slower = told["alarms"]["pace_of_own_windows"], told["pace"]["power_of_slower_batches_w"]
+    assert f"correlation of {drift['correlation']:.2f}, at {drift['power_per_pace']:.2f} ± 0.03 % per" in page
+    assert f"({slower['batches']} batches of {drift['windows']} runs)" in page
+    assert f"{slower['value']:.0f} ± {slower['std_error']:.0f} W" in page
     average = told["polling"]["average"]
     assert (
         f"H200 | −{-100 * average['mean']:.1f} % | {100 * average['sd']:.1f} % | −{-100 * average['largest']:.1f} %"
