@@ -76,11 +76,12 @@ def environment_of(deployment: dict[str, Any]) -> dict[str, str]:
 
 def write_schemas(folder: Path) -> Path:
     """JSON schemas of Kubernetes' own kinds from the sources that the test cluster is built from; unknown keys fail."""
-    where = subprocess.run(
-        ["go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"],
+    module = subprocess.run(  # fetches them again where the programs are built and the sources are gone
+        ["go", "mod", "download", "-json", "k8s.io/kubernetes"],
         cwd=HERE, env=REAL_ENVIRONMENT, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    definitions = json.loads((Path(where) / "api" / "openapi-spec" / "swagger.json").read_text(encoding="utf-8"))
+    ).stdout  # fmt: skip
+    swagger = Path(json.loads(module)["Dir"]) / "api" / "openapi-spec" / "swagger.json"
+    definitions = json.loads(swagger.read_text(encoding="utf-8"))
     found: dict[str, Any] = definitions["definitions"]
     for definition in found.values():
         if "properties" in definition:
