@@ -201,12 +201,12 @@ def test_study_deleted_while_running(bench: Bench, cascade: str) -> None:
 def test_study_deleted_and_made_again_at_once(bench: Bench) -> None:
     """The new one waits until the old one's experiments are gone, then measures its own."""
     with Recorder(bench.kube) as recorder:
-        bench.study("twice", SLOW)
+        bench.study("twice", LONG)  # the garbage collector takes seconds to come to its pod
         old = bench.measuring("twice")
         told = pod_of(bench, old["metadata"]["name"])
         wait_for(lambda: hears(told))
         bench.kube.ok("delete", "est", "twice", "--wait=false")
-        bench.study("twice", SLOW)
+        bench.study("twice", QUICK)
         study = bench.finished("twice")
 
         (child,) = bench.children("twice")
