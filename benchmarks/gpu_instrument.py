@@ -32,6 +32,7 @@ from llenergymeasure import models, window
 from llenergymeasure.core import registry
 from llenergymeasure.core.config import ExperimentConfig
 from llenergymeasure.core.contracts import Prompt, Request
+from llenergymeasure.energy.zeus import by_nvml_index
 from llenergymeasure.nvml_sampling import nvml, visible_devices
 from llenergymeasure.phases import Phases, silent
 from llenergymeasure.run_energy import RunEnergy
@@ -287,12 +288,8 @@ def zeus_monitor() -> Any:
         from zeus.monitor import ZeusMonitor
     except ImportError:
         return None
-    index = visible_devices()[0].index
-    named = os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Zeus 0.16 reads integers only, and here it may be a UUID
-    try:
-        return ZeusMonitor(gpu_indices=[index])
-    finally:
-        os.environ |= {"CUDA_VISIBLE_DEVICES": named} if named is not None else {}
+    with by_nvml_index(visible_devices()[:1]):
+        return ZeusMonitor(gpu_indices=[0])
 
 
 def codecarbon_tracker() -> Any:

@@ -116,7 +116,7 @@ class Machines:
             self.server.edit("jobs", *name, start, status=True)
         life = self._life(job)
         if life.rejected:
-            self._tell(job, "FailedCreate", life.rejected)
+            self.tell(job, "FailedCreate", life.rejected)
             virtual_time.later(10, self._begin_job, name, uid)
             return
         template = job["spec"]["template"]
@@ -139,8 +139,9 @@ class Machines:
         elif marked and not job["spec"].get("suspend"):
             virtual_time.later(POD_AFTER_S, self._begin_job, name, job["metadata"]["uid"])
 
-    def _tell(self, job: Object, reason: str, message: str) -> None:
-        about = {"uid": job["metadata"]["uid"], "name": job["metadata"]["name"]}
+    def tell(self, obj: Object, reason: str, message: str) -> None:
+        """Say something of an object in an Event."""
+        about = {"uid": obj["metadata"]["uid"], "name": obj["metadata"]["name"]}
         event = {"metadata": {"generateName": "e"}, "involvedObject": about, "reason": reason, "message": message}
         self.server.create("events", {**event, "lastTimestamp": whole_seconds(virtual_time.now())})
 

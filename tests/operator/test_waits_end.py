@@ -13,7 +13,6 @@ from fakes.workloads import condition, job, pod, running
 from fakes.world import World, study
 from llem_operator.api import ApiError
 from llem_operator.attempts import Ended, progress
-from llem_operator.timestamps import whole_seconds
 
 SHORT = {"deadlines": {"pendingSeconds": 240}}
 
@@ -86,12 +85,11 @@ def test_a_volume_that_is_missed_late_is_told_at_the_next_look(after_s: float) -
         world = begun(lambda *_: Life(waiting=("ContainerCreating", "")))
         await world.until(lambda: any(p["spec"].get("nodeName") for p in world.server.all("pods")), step_s=0.05)
         await asyncio.sleep(after_s)
-        (pod_,) = world.server.all("pods")
-        about = {"uid": pod_["metadata"]["uid"], "name": pod_["metadata"]["name"]}
-        told = {"reason": "FailedMount", "message": 'secret "s" not found', "involvedObject": about}
-        stamp = whole_seconds(virtual_time.now())
-        world.server.create("events", {"metadata": {"generateName": "e"}, **told, "lastTimestamp": stamp})
+        assert world.reason(world.experiment()) == "PodStarting"
+        (starting,) = world.server.all("pods")
+        world.machines.tell(starting, "FailedMount", 'secret "s" not found')
         await world.until(lambda: world.reason(world.experiment()) == "ContainerConfig", limit_s=20)
+        assert any('secret "s" not found' in c["message"] for c in world.experiment()["status"]["conditions"])
 
     play(scenario)
 

@@ -32,7 +32,7 @@ RAPL = ("/sys/class/powercap/intel-rapl", "/zeus_sys/class/powercap/intel-rapl")
 
 
 @contextmanager
-def _by_nvml_index(devices: Sequence[Device]) -> Iterator[None]:
+def by_nvml_index(devices: Sequence[Device]) -> Iterator[None]:
     """Zeus 0.16 numbers GPUs by position in CUDA_VISIBLE_DEVICES and reads integers only: name this run's for it."""
     before = os.environ.get(VISIBLE)
     if devices:
@@ -92,7 +92,7 @@ class Source:
 
         self._devices = tuple(devices)
         try:
-            with _by_nvml_index(self._devices):
+            with by_nvml_index(self._devices):
                 self._monitor = ZeusMonitor(gpu_indices=list(range(len(devices))))
         except Exception as err:
             raise MeasurementError(f"zeus cannot start: {type(err).__name__}: {err}") from err
